@@ -319,8 +319,9 @@
 //! | every connection is held by a request that waits for a second session | 500 for one of them, if its handler gives up | is rolled back | rolled back |
 //! | the connection died while it was idle | the handler's response | begins on another connection; so does a first statement in autocommit if the server reports that it closed the connection as idle (MariaDB does not) | committed |
 //! | the server refuses COMMIT (a deferred constraint), or says instead that it had ended the connection as idle (`idle_in_transaction_session_timeout`) | 500 | is rolled back | failed, [`is_commit_failed`](Error::is_commit_failed) |
-//! | COMMIT, or a statement before a 5xx, meets a conflict (serialization failure, deadlock, SQLite busy) | 503, `Retry-After` 1 s | is rolled back | failed or rolled back |
+//! | COMMIT, or a statement in a transaction before a 5xx, meets a conflict (serialization failure, deadlock, lock timeout, SQLite busy) | 503, `Retry-After` 1 s | is rolled back | failed or rolled back |
 //! | the same in a transaction that the handler has begun in an autocommit session, and the handler returns 5xx | 503; `Retry-After` 1 s unless a statement ran outside that transaction | is rolled back | – |
+//! | a plain statement in autocommit meets a conflict, and the handler returns 5xx | the handler's response, without `Retry-After`: what the request did before stands, and the handler may repeat that one statement itself ([`is_conflict`](Error::is_conflict)) | – | – |
 //! | with replicas (feature `replicas`): the second transaction of one request begins on a replica that is behind, and the handler returns 5xx | 503, `Retry-After` 1 s unless the first one was committed ([`is_replica_behind`](Error::is_replica_behind)) | was not begun | failed or rolled back |
 //! | the connection is lost during COMMIT, or the server does not answer it within the [`commit_timeout`](SessionPoolBuilder::commit_timeout) | 500 | may be committed or not; never retried | [unknown](Outcome::is_unknown) |
 //! | the connection is lost before COMMIT | whatever the handler returns for the error; a 500 in place of a response below 400 | is lost with the connection | failed |
@@ -328,7 +329,7 @@
 //! | a statement fails, the handler swallows the error and answers below 400: PostgreSQL; a deadlock on MySQL; a full disk on SQLite | 500; 503 after a conflict | was aborted by the server, and is rolled back | failed, [`is_aborted`](Error::is_aborted) |
 //! | the same, with an error that leaves the transaction alive (MySQL, SQLite), or in a nested transaction that was rolled back or dropped | its response | is committed, without the nested one | committed |
 //! | raw code (`with_postgres`, …) has ended the transaction | 500 | is whatever the code left | failed, `is_aborted` |
-//! | the server stops a statement ([`statement_timeout`](DbSessionLayer::statement_timeout), `max_execution_time`) and the handler returns 5xx | 504 | is rolled back | rolled back |
+//! | the server stops a statement ([`statement_timeout`](DbSessionLayer::statement_timeout), `max_execution_time`) and the handler returns 5xx | 504, in autocommit as well | is rolled back | rolled back |
 //! | a nested transaction is still open and its handle held, or a statement runs for longer than a second after the handler's response | 500 | is rolled back | failed, [`is_unfinished`](Error::is_unfinished) |
 //! | a statement in another task ends within that second | its response | is committed after it | committed |
 //! | the handler keeps a transaction of `begin()` open in an autocommit session and answers below 400 | 500 | is rolled back | – |

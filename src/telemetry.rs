@@ -128,6 +128,15 @@ pub(crate) fn ended_elsewhere(statement: &str) {
     );
 }
 
+/// Logs that stored or raw code was cut off in a transaction.
+// Not throttled, for the same reason.
+pub(crate) fn cut_off_in_transaction(statement: &str) {
+    tracing::error!(
+        target: "tower_sea_orm::session", statement,
+        "raw or stored code was cut off in a transaction, and its connection closed: what it had not committed itself is rolled back",
+    );
+}
+
 /// Logs an error that came after the stream was dropped.
 pub(crate) fn stream_failed_unheard(error: &DbErr) {
     let Some(suppressed) = LINES.next_line("stream", ERRORS) else {

@@ -261,7 +261,21 @@ impl PinnedConnection {
         // call would have room for it.
         let mut output = output;
         self.read_what_is_left(&mut output, commits).await;
+        if task.text.outdates && output.is_ok() {
+            // Boxed: DDL is rare, and all calls would have room for it.
+            Box::pin(self.forget_outdated()).await?;
+        }
         output
+    }
+
+    /// Behind DDL, has the connection prepare all statements anew. In a
+    /// transaction of PostgreSQL, the next one that no longer fits its tables
+    /// would abort it, and in each further attempt as well (G20); on SQLite,
+    /// rows would be lost with a panic of sqlx's. Shown by
+    /// `a_request_may_change_the_tables_that_it_reads`.
+    async fn forget_outdated(&mut self) -> Result<(), DbErr> {
+        self.transaction.note_outdated();
+        self.link.driver.forget_statements().await
     }
 
     /// Reads what the server has still to say of a call. An error in it is the

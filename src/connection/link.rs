@@ -33,6 +33,8 @@ pub(super) struct Link {
     pub(super) is_doubted: bool,
     /// sqlx counts a transaction that was committed in a text of ours.
     is_overcounted: bool,
+    /// Raw code has left an answer unread of which sqlx knows nothing.
+    pub(super) is_out_of_step: bool,
     /// A node of a Galera cluster acknowledges a COMMIT with a question behind
     /// it in its text even if it has refused it (H36). PostgreSQL's servers are
     /// none.
@@ -80,10 +82,6 @@ pub(super) const SET_UP: Duration = Duration::from_secs(15);
 const TO_AUTOCOMMIT: &str =
     "ROLLBACK AND NO CHAIN NO RELEASE; SET autocommit = 1, completion_type = 0";
 
-// A name that is free: sqlx's are `_sqlx_savepoint_N`, and savepoints in a
-// handler's SQL are refused (H15).
-const GUARD: &str = "tower_sea_orm_guard";
-
 impl Link {
     pub(super) fn new(driver: Driver, backend: DbBackend, in_memory: bool) -> Self {
         Self {
@@ -97,6 +95,7 @@ impl Link {
             is_autocommit_proven: backend != DbBackend::MySql,
             is_doubted: false,
             is_overcounted: false,
+            is_out_of_step: false,
             galera: match backend {
                 DbBackend::MySql => Galera::Unknown,
                 _ => Galera::No,
@@ -299,22 +298,40 @@ impl Link {
         // As text: sqlx counts no transaction here, and its own rollback would
         // send nothing
         // (`a_transaction_left_open_by_raw_code_swallows_no_later_write`).
-        let rolled_back = self.run(self.stray_rollback()).await;
-        // SQLite calls a ROLLBACK without a transaction an error; the others
-        // only warn.
-        if self.backend != DbBackend::Sqlite {
-            rolled_back?;
+        match self.backend {
+            DbBackend::Sqlite => {
+                // It calls a ROLLBACK without a transaction an error.
+                let _ = self.run("ROLLBACK").await;
+                self.driver.drain().await.map(drop)
+            }
+            _ => self.end_stray_and("").await,
         }
-        self.driver.drain().await.map(drop)
     }
 
-    /// The text that ends a stray transaction.
-    pub(super) fn stray_rollback(&self) -> &'static str {
+    /// Ends a stray transaction and runs `behind` in the same round trip.
+    /// SQLite has no use for it.
+    pub(super) async fn end_stray_and(&mut self, behind: &str) -> Result<(), DbErr> {
         if self.backend == DbBackend::MySql {
-            TO_AUTOCOMMIT
+            self.run(format!("{TO_AUTOCOMMIT}{behind}")).await?;
         } else {
-            "ROLLBACK"
+            // A ROLLBACK alone would be a warning in the driver's log and in
+            // the server's wherever nothing is open, which is with nearly each
+            // request that runs raw code
+            // (`after_raw_code_the_driver_logs_no_warning`).
+            let text = format!("BEGIN; ROLLBACK{behind}");
+            match self.driver.count_answers(text).await {
+                // One is open, and was aborted: nothing but a ROLLBACK is run.
+                (0, Err(error)) if server::is_aborted(&error) => {
+                    self.driver.drain().await?;
+                    self.run(format!("ROLLBACK{behind}")).await?;
+                }
+                // The answers of both, so that nothing was unread before.
+                (2.., ended) => ended?,
+                (_, Err(error)) if server::has_lost_connection(&error) => return Err(error),
+                _ => return Err(self.fall_out_of_step()),
+            }
         }
+        self.driver.drain().await.map(drop)
     }
 
     /// Returns whether stored code has left a transaction open. It is rolled
@@ -362,25 +379,6 @@ impl Link {
             .collect();
         // It may not have ended after all, and the server says so.
         let _ = self.run(text).await;
-    }
-}
-
-/// The savepoint around code that cannot be looked into, such as raw code or a
-/// `CALL`. Its absence afterwards gives away that the transaction around it was
-/// ended.
-impl Link {
-    pub(super) async fn set_guard(&mut self) -> Result<(), DbErr> {
-        self.run(format!("SAVEPOINT {GUARD}")).await
-    }
-
-    pub(super) async fn release_guard(&mut self) -> Result<(), DbErr> {
-        self.run(format!("RELEASE SAVEPOINT {GUARD}")).await
-    }
-
-    /// Rolls back to the savepoint, and releases it.
-    pub(super) async fn undo_guard(&mut self) -> Result<(), DbErr> {
-        self.run(format!("ROLLBACK TO SAVEPOINT {GUARD}")).await?;
-        self.release_guard().await
     }
 }
 

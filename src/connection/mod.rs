@@ -9,6 +9,7 @@ mod chain;
 mod driver;
 mod execute;
 mod failure;
+mod guard;
 mod link;
 mod operation;
 mod position;
@@ -137,6 +138,12 @@ impl PinnedConnection {
 
     pub(crate) fn is_broken(&self) -> bool {
         self.link.is_broken()
+    }
+
+    /// Returns whether raw code has left an answer unread of which the driver
+    /// knows nothing.
+    pub(crate) fn is_out_of_step(&self) -> bool {
+        self.link.is_out_of_step
     }
 
     /// The connection must serve no session any more.

@@ -254,21 +254,18 @@ impl SessionState {
         // (`after_raw_code_rollback_and_reset_go_together`), the ROLLBACK
         // first: inside the stray transaction, the reset would be undone with
         // it.
-        let rollback = if stray {
-            format!("{}; ", link.stray_rollback())
-        } else {
-            String::new()
-        };
-        match link.backend {
+        let reset = match link.backend {
             DbBackend::Postgres => {
                 let baseline = self.baseline.iter().flatten().map(String::as_str);
-                let text: String = [rollback.as_str(), TO_DEFAULTS]
-                    .into_iter()
-                    .chain(baseline)
-                    .collect();
-                link.run(text).await?;
+                std::iter::once(TO_DEFAULTS).chain(baseline).collect()
             }
-            DbBackend::MySql => link.run(format!("{rollback}{FREE_LOCKS}")).await?,
+            _ => FREE_LOCKS.to_owned(),
+        };
+        match link.backend {
+            DbBackend::Postgres | DbBackend::MySql if stray => {
+                link.end_stray_and(&format!("; {reset}")).await?;
+            }
+            DbBackend::Postgres | DbBackend::MySql => link.run(reset).await?,
             _ => {
                 if stray {
                     link.end_stray().await?;

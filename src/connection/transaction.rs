@@ -33,6 +33,9 @@ pub(super) struct Transaction {
     /// The options with which the outermost one was begun last.
     options: TransactionOptions,
     timeouts: Timeouts,
+    /// DDL has run in it: what was prepared since then does not outlive its
+    /// rollback.
+    has_outdated: bool,
     /// A savepoint may still be there that was rolled back to.
     leaves_savepoint: bool,
     /// The one that is open was begun with the COMMIT of the last session, for
@@ -136,6 +139,11 @@ impl Transaction {
         }
     }
 
+    /// DDL has run, on PostgreSQL or SQLite.
+    pub(super) fn note_outdated(&mut self) {
+        self.has_outdated = true;
+    }
+
     /// PostgreSQL has aborted the transaction of this depth.
     pub(super) fn note_aborted(&mut self, depth: usize) {
         self.failure.get_or_insert(Failure::Aborted(depth));
@@ -157,6 +165,7 @@ impl Transaction {
         if depth == 0 && self.access == Access::ReadOnly {
             self.access = Access::ReadWrite;
         }
+        self.has_outdated &= depth > 0;
         self.failure = self.failure.filter(|failure| failure.is_within(depth));
     }
 
@@ -300,6 +309,12 @@ impl Transaction {
             let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", counted - 1);
             link.run(release).await?;
         }
+        if self.has_outdated {
+            // The tables are as before, and what was prepared behind the DDL
+            // does not fit them. Shown by
+            // `a_rollback_of_ddl_leaves_no_stale_plan_behind`.
+            link.driver.forget_statements().await?;
+        }
         self.put_back(link).await
     }
 
@@ -327,6 +342,11 @@ impl Transaction {
         let Err(error) = link.release_guard().await else {
             return true;
         };
+        if link.is_out_of_step {
+            // The same one, and rolled back: the savepoint has shown it.
+            self.end(Kind::OutOfStep);
+            return true;
+        }
         if server::is_fatal(&error) {
             link.give_up();
         // Only inside a transaction does PostgreSQL answer so: it is still the

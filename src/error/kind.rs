@@ -45,6 +45,7 @@ kinds! {
         ReadLost = "the connection to the server that this request reads on was lost, and nothing was written: send the request again";
         ConnectionLost = "the session's connection was lost: this request cannot continue on it";
         AsksEarlier = "this statement asks about an earlier one of its connection, which `PoolMode::Transaction` may have lent meanwhile: use what the earlier statement returns (RETURNING, `last_insert_id`, `rows_affected`), run both in one transaction, or hold `session.pin()` from before the first to after the second";
+        OutOfStep = "raw code left the connection out of step with the server, so it was closed and what was open on it rolled back: end each COPY by `finish()` or `abort()` and await it, and read a `copy_out_raw` to its end";
         WrongDriver = "the session's connection belongs to another driver: check `backend()` first";
         NoRuntime = "there is no tokio runtime here: a session needs one to acquire its connection";
         PoolDeadlock = "every connection of the pool is held by a request or a job that is waiting for a second one, so none of them could continue: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserved_connections`";
@@ -75,7 +76,7 @@ kinds! {
 
         // The transaction.
         Aborted = "the server aborted this transaction after a failed statement; nothing was committed: put statements that may fail into a nested transaction";
-        EndedElsewhere = "raw or stored code ended this transaction behind the session's back; earlier changes may be committed: leave BEGIN, COMMIT and ROLLBACK to the session";
+        EndedElsewhere = "raw or stored code ended this transaction behind the session's back, or was cut off so that it may have; earlier changes may be committed: leave BEGIN, COMMIT and ROLLBACK to the session";
         LeftOpenByCode = "stored code left a transaction open, or autocommit off with work to commit, and was rolled back: make that code commit its own work";
         CommitsImplicitly = "this statement makes MySQL and MariaDB commit the open transaction: run it in a session without one";
         CommitFailed = "the server refused to commit the transaction: none of its changes were saved";

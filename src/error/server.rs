@@ -50,6 +50,20 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
 #[cfg(feature = "_sqlx")]
 const TOO_MANY_VALUES: &str = "too many arguments for query";
 
+/// Returns whether the connection is lost, and not only an answer that belongs
+/// to another statement.
+pub(crate) fn has_lost_connection(error: &DbErr) -> bool {
+    #[cfg(feature = "_sqlx")]
+    if let DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) =
+        error
+        && matches!(**error, sqlx::Error::Protocol(_))
+    {
+        // Rows of a COPY, for example.
+        return false;
+    }
+    is_fatal(error)
+}
+
 /// Returns whether the server has given up the open transaction, or a part of
 /// it, with this error.
 pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {

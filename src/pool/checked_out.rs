@@ -291,6 +291,11 @@ impl CheckedOut {
         connection.is_none_or(PinnedConnection::is_broken)
     }
 
+    /// Returns whether raw code has left it out of step with its server.
+    pub(crate) fn is_out_of_step(&self) -> bool {
+        self.is(PinnedConnection::is_out_of_step)
+    }
+
     /// Returns whether a transaction has begun for the next session, and
     /// nothing else is left on the connection.
     pub(crate) fn is_chained(&self) -> bool {
@@ -363,7 +368,7 @@ impl Parts {
         let mut survivor = Survivor(Some(rescued));
         runtime.spawn(async move {
             if let Some(checked_out) = &mut survivor.0
-                && checked_out.clean().await
+                && checked_out.clean().await.is_ok()
                 && let Some(clean) = survivor.0.take()
             {
                 clean.put_back();

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sea_orm::DbErr;
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{
@@ -21,7 +22,17 @@ use super::{
     reaper::Reaper,
     slot::SlotGuard,
 };
-use crate::connection::{PinnedConnection, SILENCE};
+use crate::{
+    connection::{PinnedConnection, SILENCE},
+    error::Kind,
+};
+
+/// Why a connection is not clean.
+pub(super) enum Unclean {
+    /// The server did not answer in time.
+    InTime,
+    Failed(DbErr),
+}
 
 impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after
@@ -58,32 +69,55 @@ impl CheckedOut {
                 // (H2,
                 // <https://github.com/launchbadge/sqlx/issues/4349>;
                 // `h2_a_hung_server_does_not_keep_a_returning_connections_slot`).
-                if left.clean().await {
-                    // First: it evicts the connections to this server, this one
-                    // included, which `put_back` then closes.
-                    left.leave_read_only();
-                    left.put_back_unless_changed();
-                } else {
-                    if let Some(suppressed) = left.pool().lines.next_line("not cleaned", 1) {
-                        tracing::warn!(target: "tower_sea_orm::session", suppressed, "closed a connection that could not be rolled back or reset within the release timeout");
+                match left.clean().await {
+                    Ok(()) => {
+                        // First: it evicts the connections to this server, this
+                        // one included, which `put_back` then closes.
+                        left.leave_read_only();
+                        left.put_back_unless_changed();
                     }
-                    drop(left);
+                    Err(unclean) => {
+                        left.log_unclean(&unclean);
+                        drop(left);
+                    }
                 }
                 then();
             });
         }
     }
 
-    pub(super) async fn clean(&mut self) -> bool {
+    pub(super) async fn clean(&mut self) -> Result<(), Unclean> {
         let bound = self.release_bound();
         let Some(connection) = &mut self.parts.connection else {
-            return false;
+            return Err(Unclean::Failed(Kind::ConnectionLost.into_db_err()));
         };
-        match bound {
+        let cleaned = match bound {
             // Without a bound: closed, it would take its in-memory database
             // along (G4).
-            None => connection.clean().await.is_ok(),
-            Some(bound) => matches!(timeout(bound, connection.clean()).await, Ok(Ok(()))),
+            None => connection.clean().await,
+            Some(bound) => timeout(bound, connection.clean())
+                .await
+                .map_err(|_| Unclean::InTime)?,
+        };
+        cleaned.map_err(Unclean::Failed)
+    }
+
+    /// Logs why it is closed.
+    fn log_unclean(&self, why: &Unclean) {
+        // One that is out of step has a line of its own.
+        if self.is_out_of_step() {
+            return;
+        }
+        let Some(suppressed) = self.pool().lines.next_line("not cleaned", 1) else {
+            return;
+        };
+        match why {
+            Unclean::InTime => {
+                tracing::warn!(target: "tower_sea_orm::session", suppressed, "closed a connection that could not be rolled back or reset within the release timeout");
+            }
+            Unclean::Failed(error) => {
+                tracing::warn!(target: "tower_sea_orm::session", suppressed, "closed a connection that could not be rolled back or reset: {error}");
+            }
         }
     }
 

@@ -44,6 +44,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     // Only then: an error is a text.
     let failure = observed.as_ref().and_then(|_| result.err().cloned());
     let ended_elsewhere = account(core, &mut state, running.purpose, &mut connection, result);
+    let is_lost = connection.is_broken();
     let output = note_lost_read(core, &mut state, running.purpose, &connection, output);
     let is_wanted = running.take_wanted();
     // Under the same lock as the slot: the call's own future sees either a
@@ -62,8 +63,11 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     if let Some(observed) = observed {
         core.tell_executed(&observed, failure.as_ref());
     }
-    if let Some(statement) = ended_elsewhere {
-        telemetry::ended_elsewhere(&statement);
+    match ended_elsewhere {
+        // What the code had done by then, nothing shows any more.
+        Some(statement) if is_lost => telemetry::cut_off_in_transaction(&statement),
+        Some(statement) => telemetry::ended_elsewhere(&statement),
+        None => {}
     }
     unheard.iter().for_each(telemetry::stream_failed_unheard);
     come_to_rest(core, lends);
@@ -127,6 +131,7 @@ fn account(
         // it would cost a round trip (`g19_positions_cost_no_round_trip`).
         state.written.note(position);
     }
+    state.is_out_of_step |= connection.is_out_of_step();
     let is_ended = connection.take_ended_elsewhere();
     let has_failed = connection.has_failed() || connection.is_broken();
     let standing = &mut state.stack.standing;
@@ -259,7 +264,7 @@ pub(super) fn lose(core: &Arc<Core>) {
         core.tell_executed(&observed, Some(&Kind::ConnectionLost.into_db_err()));
     }
     if let Some(statement) = &doubtful {
-        telemetry::ended_elsewhere(statement);
+        telemetry::cut_off_in_transaction(statement);
     }
     if is_over {
         // Those of a rollback: the connection is closed, and with it all that

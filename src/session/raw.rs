@@ -30,6 +30,11 @@ macro_rules! raw_access {
         /// trips): if the code ended the transaction, no further statement runs
         /// in it and it cannot be committed.
         ///
+        /// On PostgreSQL, end each COPY by `finish()` or `abort()`: sqlx leaves
+        /// the answer of one that is dropped unread, so the connection is
+        /// closed, what was open on it is rolled back, and later statements
+        /// of the session return an error that says so.
+        ///
         /// # Errors
         ///
         /// If the session's database is of another kind, or no connection can

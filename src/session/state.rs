@@ -42,6 +42,8 @@ pub(super) struct State {
     // Beside the slot: rows may lie in the reader's channel when the call has
     // long ended.
     pub(super) streaming: bool,
+    /// Raw code has left the session's connection out of step with its server.
+    pub(super) is_out_of_step: bool,
     last_id: u64,
     /// Outputs of calls that ended while their own futures were not polled.
     // A list, because the worker may see several calls to their ends before any
@@ -75,6 +77,7 @@ impl State {
             rollback_only: false,
             needs_set_up,
             streaming: false,
+            is_out_of_step: false,
             last_id: 0,
             outputs: Vec::new(),
             runtime: None,
@@ -199,6 +202,8 @@ impl State {
             Kind::EndedElsewhere
         } else if self.stack.failures.is_read_lost() {
             Kind::ReadLost
+        } else if self.is_out_of_step {
+            Kind::OutOfStep
         } else {
             Kind::ConnectionLost
         }

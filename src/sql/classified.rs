@@ -11,6 +11,11 @@ pub(crate) struct Classified {
     /// It is one statement that only reads, so that nothing is lost if the
     /// server stops it half-way. In doubt it is not.
     pub(crate) reads_only: bool,
+    /// Behind it, statements that are prepared may not fit their tables any
+    /// more, or be gone. PostgreSQL refuses such a one; SQLite prepares it
+    /// anew, but sqlx goes on with the columns from before. MySQL needs
+    /// nothing.
+    pub(crate) outdates: bool,
     /// It does nothing lasting unless a transaction is open.
     pub(crate) needs_transaction: bool,
     /// The earlier statement of the same connection that its answer is about.
@@ -28,6 +33,7 @@ impl Classified {
         effect: Effect::Unknown,
         change: Change::Session,
         reads_only: false,
+        outdates: false,
         needs_transaction: false,
         asks: Earlier::None,
         is: Earlier::Insert,
@@ -39,6 +45,7 @@ impl Classified {
             effect: Effect::None,
             change: Change::None,
             reads_only,
+            outdates: false,
             needs_transaction: false,
             asks: Earlier::None,
             is,

@@ -29,7 +29,7 @@ enum Place {
     Query,
     /// In a LOCK or DECLARE.
     Command,
-    /// In a SET LOCAL.
+    /// In a SET LOCAL, or a SET of the transaction's mode or constraints.
     Setting,
     /// Behind the first statement.
     Ended,
@@ -80,13 +80,17 @@ impl<'a> LockReader<'a> {
         if word.is_one_of(&["select", "with", "values", "table"]) {
             return Place::Query;
         }
-        let is_local = || rest.peek().is_some_and(|next| next.is_word("local"));
+        // `SET SESSION CHARACTERISTICS` is the session's.
+        let is_of_transaction = || {
+            rest.peek()
+                .is_some_and(|next| next.is_one_of(&["local", "constraints", "transaction"]))
+        };
         let place = match self.backend {
             // MySQL's LOCK TABLES is the session's, and lasts without a
             // transaction
             // (<https://dev.mysql.com/doc/refman/8.4/en/lock-tables.html>).
             Postgres if word.is_one_of(&["lock", "declare"]) => Place::Command,
-            Postgres if word.is_word("set") && is_local() => Place::Setting,
+            Postgres if word.is_word("set") && is_of_transaction() => Place::Setting,
             _ => Place::Works,
         };
         // It counts only if the place stays one that needs a transaction.

@@ -59,6 +59,7 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
         locks.see(token, lexer);
         earlier.see(token, lexer);
     }
+    let outdates = change.outdates() || backend != DbBackend::MySql && lexer.is_doubtful();
     let (mut effect, mut change, mut asks) = (effect.found(), change.found(), earlier.asks());
     if lexer.is_doubtful() {
         // The server may read something else there.
@@ -83,6 +84,7 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
         // What is taken for a read may be cancelled, and run only in part on
         // SQLite: in doubt it is a write (G9, H23).
         reads_only: reads.reads_only() && !lexer.is_doubtful(),
+        outdates,
         needs_transaction: locks.needs_transaction(),
         asks,
         is: earlier.is(),

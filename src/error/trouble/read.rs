@@ -139,7 +139,7 @@ impl Mark {
             Self::Any => true,
             // Anywhere in the message: names and options stand around it.
             Self::With(words) => error.message().contains(words),
-            Self::Without(words) => !error.message().contains(words),
+            Self::Is(texts) => texts.contains(&error.message()),
             Self::From(routine) => reported_by(error) == Some(routine),
             Self::Farewell => !is_plain(error),
         }

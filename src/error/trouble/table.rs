@@ -29,9 +29,11 @@ pub(super) enum Says<Code: 'static> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
     Any,
-    /// Words of its message that are not translated.
+    /// Words of its message that are not translated, or stand in each
+    /// translation.
     With(&'static str),
-    Without(&'static str),
+    /// All of its message is one of these, in some language.
+    Is(&'static [&'static str]),
     /// PostgreSQL's function that reports it.
     From(&'static str),
     /// PostgreSQL ends the session with it: its severity is not ERROR.
@@ -42,11 +44,35 @@ pub(super) enum Mark {
 }
 
 use self::{
-    Mark::{Any, Farewell, From, With, Without},
+    Mark::{Any, Farewell, From, Is, With},
     Says::{Nothing, These},
 };
 
 const NO_SERVER: &str = "no server that could say so";
+
+/// PostgreSQL's words for a statement's time-out, in the languages of
+/// `lc_messages` that have them, and CockroachDB's.
+///
+/// The same function reports, by the same code, a statement that was cancelled
+/// on request (and a COPY that its client gives up has that code as well); it
+/// does so from a line of its own, but which line that is differs with each
+/// version. In a language that is not here, a time-out is the server's error
+/// and no more, and the handler's 500: to take a cancel for one would tell
+/// clients that a statement ran for too long which did not.
+const TIMED_OUT: &[&str] = &[
+    "canceling statement due to statement timeout",
+    "query execution canceled due to statement timeout",
+    "storniere Anfrage wegen Zeitüberschreitung der Anfrage",
+    "cancelando la sentencia debido a que se agotó el tiempo de espera de sentencias",
+    "annulation de la requête à cause du délai écoulé pour l'exécution de l'instruction",
+    "annullamento dell'istruzione a causa di timeout",
+    "ステートメントのタイムアウトのためステートメントをキャンセルしています",
+    "명령실행시간 초과로 작업을 취소합니다.",
+    "выполнение оператора отменено из-за тайм-аута",
+    "avbryter sats på grund av sats-timeout",
+    "виконання оператора скасовано через тайм-аут",
+    "由于语句执行超时，正在取消查询命令",
+];
 
 /// The first row that fits is the one that counts.
 pub(super) const TABLE: &[Row] = &[
@@ -79,9 +105,7 @@ pub(super) const TABLE: &[Row] = &[
     },
     Row {
         trouble: StatementTimeout,
-        // Its message is translated. The same code is that of a statement that
-        // was cancelled by request.
-        postgres: These(&[("57014", Without("user request"))]),
+        postgres: These(&[("57014", Is(TIMED_OUT))]),
         // MariaDB's ER_STATEMENT_TIMEOUT, MySQL's ER_QUERY_TIMEOUT.
         mysql: These(&[(1969, Any), (3024, Any)]),
         sqlite: Nothing("statements have no time-out"),
@@ -89,8 +113,9 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: ReadOnly,
         postgres: These(&[("25006", Any)]),
-        // `read_only` and `super_read_only`, among other options; READ ONLY
-        // transactions; InnoDB's read-only mode.
+        // `read_only` and `super_read_only`, among other options, whose names
+        // stand in each translation; READ ONLY transactions; InnoDB's read-only
+        // mode.
         mysql: These(&[
             (1290, With("read-only")),
             (1290, With("read_only")),
@@ -103,8 +128,8 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: NoQuorum,
         postgres: Nothing("a standby is read-only"),
-        // Galera, which has not run the statement. By itself, 1047 is an
-        // unknown command of the protocol.
+        // Galera, which has not run the statement and speaks English only. By
+        // itself, 1047 is an unknown command of the protocol.
         mysql: These(&[(1047, With("WSREP"))]),
         sqlite: Nothing(NO_SERVER),
     },
@@ -119,6 +144,7 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: TooManyConnections,
         // PgBouncer's `max_client_conn` and `query_wait_timeout`; Supavisor.
+        // Both speak English only.
         postgres: These(&[
             ("53300", Any),
             ("08004", Farewell),
@@ -281,10 +307,11 @@ pub(super) const TABLE: &[Row] = &[
             // A statement of a user's own PREPARE is gone because its text says
             // so, or was never there.
             ("26000", With("sqlx_s_")),
+            // An internal error's message is not translated.
             ("XX000", With("cache lookup failed for type")),
         ]),
         // ER_NEED_REPREPARE; ER_UNKNOWN_STMT_HANDLER, unless of an EXECUTE in
-        // SQL.
+        // SQL: the command's name stands in each translation.
         mysql: These(&[(1615, Any), (1243, With("stmt_execute"))]),
         // SQLITE_SCHEMA, after SQLite has prepared it anew a number of times.
         sqlite: These(&[(17, Any)]),

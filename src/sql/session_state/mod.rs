@@ -17,18 +17,24 @@ use sea_orm::{
 pub(super) use self::postgres::is_local;
 use super::{
     classified::Change,
-    lexer::{Lexer, Token},
+    lexer::{Lexer, Token, is_one_of},
     transaction_control::behind_settings,
 };
 
 /// The token before a statement.
 const END: Token<'static> = Token::Symbol(b';');
 
+/// First words of statements after which prepared ones may not fit their tables
+/// any more, or be gone.
+const OUTDATING: [&str; 4] = ["alter", "drop", "deallocate", "discard"];
+
 /// Reads one text to its end.
 #[derive(Debug)]
 pub(super) struct ChangeReader<'a> {
     backend: DbBackend,
     found: Change,
+    /// One of its statements may outdate prepared ones.
+    outdates: bool,
     /// Seams are passed over.
     previous: Token<'a>,
     /// The statement's first word.
@@ -45,6 +51,7 @@ impl<'a> ChangeReader<'a> {
         Self {
             backend,
             found: Change::None,
+            outdates: false,
             previous: END,
             first: END,
             begins: true,
@@ -55,6 +62,13 @@ impl<'a> ChangeReader<'a> {
 
     pub(super) fn found(&self) -> Change {
         self.found
+    }
+
+    /// Returns whether statements that are prepared may not fit their tables
+    /// any more, or be gone.
+    pub(super) fn outdates(&self) -> bool {
+        // Behind the worst change, no statement is looked at.
+        self.backend != MySql && (self.outdates || self.found == Change::Beyond)
     }
 
     pub(super) fn see(&mut self, token: Token<'a>, rest: Lexer<'a>) {
@@ -93,6 +107,10 @@ impl<'a> ChangeReader<'a> {
 
     /// The change that a statement makes by its first word.
     fn statement(&mut self, word: &str, rest: Lexer<'a>) -> Change {
+        self.outdates |= is_one_of(word, &OUTDATING)
+            // CREATE OR REPLACE. A table that is new has no statement yet, and
+            // a temporary one may be made with each request.
+            || is_one_of(word, &["create"]) && rest.peek().is_some_and(|next| next.is_word("or"));
         let change = match self.backend {
             Postgres => Some(postgres::statement(word, rest)),
             MySql => match behind_settings(word, rest) {

@@ -29,6 +29,9 @@ fn what_ends_with_its_transaction_is_known() {
         "SELECT * FROM item FOR KEY SHARE",
         "SET LOCAL statement_timeout = 100",
         "set local role app",
+        "SET CONSTRAINTS ALL DEFERRED",
+        "set constraints item_fk immediate",
+        "SET TRANSACTION READ ONLY",
         "SELECT set_config('app.tenant', $1, true)",
         "SELECT pg_catalog.set_config('app.tenant', coalesce($1, ''), TRUE)",
         "LOCK TABLE item IN EXCLUSIVE MODE",
@@ -63,9 +66,13 @@ fn what_works_without_a_transaction_is_left_alone() {
         "SET LOCAL statement_timeout = 100; SELECT 1",
         "CREATE POLICY p ON item FOR UPDATE USING (true)",
         "SET statement_timeout = 100",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+        "SET CONSTRAINTS ALL DEFERRED; INSERT INTO item VALUES (1)",
     ] {
         assert!(!needs_transaction(Postgres, sql), "{sql}");
     }
     assert!(!needs_transaction(MySql, "LOCK TABLES item WRITE"));
+    // It is about the next transaction there.
+    assert!(!needs_transaction(MySql, "SET TRANSACTION READ ONLY"));
     assert!(!needs_transaction(Sqlite, "SELECT * FROM item FOR UPDATE"));
 }

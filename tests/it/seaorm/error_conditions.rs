@@ -6,14 +6,15 @@ use std::{sync::Arc, time::Duration};
 use axum::response::Response;
 use http::StatusCode;
 use sea_orm::{
-    AccessMode, ConnectOptions, ConnectionTrait, Database, DbErr, RuntimeErr, Statement,
-    TransactionOptions,
-    sqlx::{Connection, MySqlConnection, PgConnection},
+    AccessMode, ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr, RuntimeErr,
+    Statement, TransactionOptions,
+    sqlx::{self, Connection, Executor, MySqlConnection, PgConnection},
 };
 use tower_sea_orm::{DbSession, DbTx, Error};
 
 use crate::support::{
     database::{Kind, SERVERS, TestDb, insert_item, unique_name},
+    servers::OwnServer,
     site::{SIZE, Site, is_mariadb, outcome, retry_after, value},
     wait::eventually,
 };
@@ -97,6 +98,17 @@ async fn a_lock_that_is_not_available_is_the_same_error_on_every_server() {
             assert_eq!(retry_after(&response), Some("1"));
             assert!(!outcome(&response).is_committed());
         }
+        // In autocommit, the handler may repeat the statement by itself, and
+        // what ran before stands.
+        let alone = if kind == Kind::SqliteFile {
+            update
+        } else {
+            no_wait
+        };
+        let (response, error) = fails(&site, false, &[alone]).await;
+        assert!(error.is_conflict(), "{kind:?}: {error}");
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(retry_after(&response), None, "{kind:?}");
         drop(holder);
         site.assert_whole().await;
     }
@@ -130,37 +142,136 @@ async fn a_statement_timeout_is_a_504() {
     }
 }
 
+/// Servers that speak English, and German.
+async fn postgres_in_two_languages() -> (OwnServer, [Site; 2]) {
+    let german = OwnServer::postgres_with(&["-c", "lc_messages=C.UTF-8"]);
+    let test = TestDb::on(&german).await;
+    let db = test.connect(SIZE).await;
+    let site = Site::with(test, db, SIZE).await;
+    let said = site
+        .db
+        .execute_unprepared("SELECT 1 / 0")
+        .await
+        .unwrap_err();
+    assert!(said.to_string().contains("durch Null"), "{said}");
+    (german, [Site::new(Kind::Postgres).await, site])
+}
+
+/// Runs `sql`, which waits, and cancels it.
+async fn cancelled(db: &DbSession, sql: &str, canceller: DatabaseConnection) -> DbErr {
+    let pid: i32 = value(db, "SELECT pg_backend_pid()").await;
+    let cancel = async {
+        eventually("it is cancelled", async || {
+            let sql = format!(
+                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
+                 WHERE pid = {pid} AND query LIKE '%pg_sleep(61)%' AND state = 'active'"
+            );
+            let row = canceller
+                .query_one_raw(Statement::from_string(db.backend(), sql))
+                .await
+                .unwrap();
+            row.is_some()
+        })
+        .await;
+    };
+    let (slept, ()) = tokio::join!(db.execute_unprepared(sql), cancel);
+    slept.unwrap_err()
+}
+
 #[tokio::test]
 async fn a_statement_cancelled_on_request_is_no_statement_timeout() {
-    let site = Site::new(Kind::Postgres).await;
-    let canceller = site.view().clone();
-    let handler = async move |db: DbSession| {
-        let pid: i32 = value(&db, "SELECT pg_backend_pid()").await;
-        let cancel = async {
-            eventually("it is cancelled", async || {
-                let sql = format!(
-                    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
-                     WHERE pid = {pid} AND query LIKE '%pg_sleep(61)%' AND state = 'active'"
-                );
-                let row = canceller
-                    .query_one_raw(Statement::from_string(db.backend(), sql))
+    let (_german, sites) = postgres_in_two_languages().await;
+    for site in sites {
+        for in_transaction in [false, true] {
+            let canceller = site.view().clone();
+            let handler = async move |db: DbSession| {
+                if in_transaction {
+                    db.tx();
+                }
+                let error = cancelled(&db, "SELECT pg_sleep(61)", canceller).await;
+                assert!(Error::of(&error).is_none(), "{error}");
+                StatusCode::INTERNAL_SERVER_ERROR
+            };
+            assert_eq!(
+                site.call(handler).await.status(),
+                StatusCode::INTERNAL_SERVER_ERROR
+            );
+        }
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_commit_cancelled_on_request_is_no_statement_timeout() {
+    let (_german, sites) = postgres_in_two_languages().await;
+    for site in sites {
+        site.run(
+            "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ \
+             BEGIN PERFORM pg_sleep(61); RETURN NULL; END $$; \
+             CREATE CONSTRAINT TRIGGER slowly AFTER INSERT ON item \
+             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slowly()",
+        )
+        .await;
+        let canceller = site.view().clone();
+        let app = site.call(async |tx: DbTx| insert_item(&tx, "late").await);
+        let cancel = eventually("COMMIT is cancelled", async || {
+            let sql = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND query LIKE 'COMMIT%' \
+                 AND wait_event = 'PgSleep'";
+            let row = canceller
+                .query_one_raw(Statement::from_string(site.db.get_database_backend(), sql))
+                .await
+                .unwrap();
+            row.is_some()
+        });
+        let (response, ()) = tokio::join!(app, cancel);
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(outcome(&response).error().unwrap().is_commit_failed());
+        site.run("DROP FUNCTION slowly CASCADE").await;
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_statement_timeout_is_known_in_german() {
+    let (_german, [_, site]) = postgres_in_two_languages().await;
+    let long = ["SET statement_timeout = '50ms'", "SELECT pg_sleep(60)"];
+    let (response, error) = fails(&site, true, &long).await;
+    assert!(error.is_statement_timeout(), "{error}");
+    assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+    site.assert_whole().await;
+}
+
+#[tokio::test]
+async fn an_error_that_looks_like_a_statement_timeout_is_none() {
+    let (_german, sites) = postgres_in_two_languages().await;
+    for site in sites {
+        let response = site
+            .call(async move |db: DbSession| {
+                // The code of a time-out, of stored code's own.
+                let own = "DO $$ BEGIN RAISE EXCEPTION 'too slow' USING ERRCODE = '57014'; END $$";
+                let error = db.execute_unprepared(own).await.unwrap_err();
+                assert!(Error::of(&error).is_none(), "{error}");
+                // And that of a COPY that its client gives up.
+                let code: sqlx::Result<u64> = db
+                    .with_postgres(|c| {
+                        Box::pin(async move {
+                            let mut copy = c.copy_in_raw("COPY item (name) FROM STDIN").await?;
+                            copy.send(&b"one\n"[..]).await?;
+                            drop(copy);
+                            c.execute("SELECT 1").await.map(|done| done.rows_affected())
+                        })
+                    })
                     .await
                     .unwrap();
-                row.is_some()
+                let error = DbErr::Query(RuntimeErr::SqlxError(Arc::new(code.unwrap_err())));
+                assert!(error.to_string().contains("COPY"), "{error}");
+                assert!(Error::of(&error).is_none(), "{error}");
             })
             .await;
-        };
-        let sleep = db.execute_unprepared("SELECT pg_sleep(61)");
-        let (slept, ()) = tokio::join!(sleep, cancel);
-        let error = slept.unwrap_err();
-        assert!(Error::of(&error).is_none(), "{error}");
-        StatusCode::INTERNAL_SERVER_ERROR
-    };
-    assert_eq!(
-        site.call(handler).await.status(),
-        StatusCode::INTERNAL_SERVER_ERROR
-    );
-    site.assert_whole().await;
+        assert_eq!(response.status(), StatusCode::OK);
+        site.assert_whole().await;
+    }
 }
 
 #[tokio::test]

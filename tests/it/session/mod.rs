@@ -6,6 +6,7 @@ mod hot_path;
 mod imitated_loss;
 mod lost_connection;
 mod polling;
+mod raw_code;
 mod stale_plan;
 mod stalled_statement;
 mod statements;

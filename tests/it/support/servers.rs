@@ -321,6 +321,9 @@ impl OwnServer {
             })
             .args(server_command(engine, &dir, port))
             .args(options)
+            // What PostgreSQL speaks with `lc_messages = C.UTF-8`, for which no
+            // locale has to be installed. With `C`, it speaks English.
+            .env("LANGUAGE", "de")
             // Not in the group that a test runner signals.
             .process_group(0)
             .stdin(Stdio::piped())

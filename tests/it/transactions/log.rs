@@ -13,7 +13,7 @@ use sea_orm::{
     sqlx::{self, Connection, Executor},
 };
 use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbTx};
+use tower_sea_orm::{DbSession, DbTx, Reset};
 use tracing::{Event, Subscriber, subscriber::DefaultGuard};
 use tracing_subscriber::{
     Layer,
@@ -24,10 +24,19 @@ use crate::{
     log::{Log, keep_interest},
     support::{
         database::{Kind, insert_item},
+        pool::returned,
         site::{DEFERRING, Site, call, is_mariadb, known, outcome, violate},
+        statements::raw,
         wait::eventually,
     },
 };
+
+/// All ways to clean a connection that raw code has had.
+const RESETS: [Reset; 3] = [
+    Reset::RollbackOnly,
+    Reset::SessionState,
+    Reset::SessionStateAlways,
+];
 
 #[tokio::test]
 async fn the_error_line_of_an_aborted_transaction_names_its_first_failure() {
@@ -226,7 +235,13 @@ async fn assert_told_of_an_end_elsewhere(kind: Kind, ended_by: EndedBy, leaves: 
     let lines = log.lines();
     let lines: Vec<_> = lines
         .iter()
-        .filter(|line| line.contains("behind its session's back"))
+        .filter(|line| {
+            // Nothing shows what raw code had done that was cut off.
+            line.contains(match (ended_by, leaves) {
+                (EndedBy::Raw(_), Leaves::Meanwhile) => "was cut off in a transaction",
+                _ => "behind its session's back",
+            })
+        })
         .collect();
     assert_eq!(
         lines.len(),
@@ -300,6 +315,97 @@ async fn a_refused_commit_makes_the_driver_log_no_warning() {
             let lines = log.0.lock().unwrap().clone();
             assert!(lines.is_empty(), "{kind:?} {early}: {lines:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn after_raw_code_the_driver_logs_no_warning() {
+    for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
+        for reset in RESETS {
+            let site = Site::new(kind).await.pooled(|pool| pool.reset(reset));
+            let (log, _guard) = DriverLog::start();
+            for transactional in [false, true] {
+                let response = site
+                    .call(async move |db: DbSession| {
+                        if transactional {
+                            db.tx();
+                        }
+                        raw(&db, "SELECT 1").await;
+                        raw(&db, "SELECT 2").await;
+                        insert_item(&db, if transactional { "in" } else { "out" }).await;
+                    })
+                    .await;
+                assert_eq!(response.status(), StatusCode::OK);
+                returned(site.layer.pool()).await;
+            }
+            let lines = log.0.lock().unwrap().clone();
+            assert!(lines.is_empty(), "{kind:?} {reset:?}: {lines:?}");
+            assert_eq!(site.seen(["in", "out"]).await, [true, true]);
+            site.assert_whole().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn after_a_failed_on_begin_the_driver_logs_no_warning() {
+    for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
+        for reset in RESETS {
+            let site = Site::new(kind)
+                .await
+                .pooled(|pool| pool.reset(reset))
+                .layered(move |layer| {
+                    layer.on_begin(move |_| {
+                        vec![Statement::from_string(kind.backend(), "SELECT nothing")]
+                    })
+                });
+            let (log, _guard) = DriverLog::start();
+            let response = site
+                .call(async |tx: DbTx| {
+                    tx.execute_unprepared("SELECT 1").await.unwrap_err();
+                    tx.execute_unprepared("SELECT 1").await.unwrap_err();
+                })
+                .await;
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            returned(site.layer.pool()).await;
+            let lines = log.0.lock().unwrap().clone();
+            assert!(lines.is_empty(), "{kind:?} {reset:?}: {lines:?}");
+            site.assert_whole().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_raw_code_left_open_is_rolled_back_in_every_state() {
+    for reset in RESETS {
+        let site = Site::new(Kind::Postgres)
+            .await
+            .pooled(|pool| pool.reset(reset));
+        // Open, and aborted by an error.
+        for sql in [
+            "BEGIN; INSERT INTO item (name) VALUES ('stray')",
+            "BEGIN; INSERT INTO item (name) VALUES ('stray'); SELECT 1 / 0",
+        ] {
+            for goes_on in [false, true] {
+                let response = site
+                    .call(async move |db: DbSession| {
+                        db.with_postgres(move |c| {
+                            Box::pin(async move { c.execute(sql).await.map(drop) })
+                        })
+                        .await
+                        .unwrap()
+                        .ok();
+                        if goes_on {
+                            insert_item(&db, "after").await;
+                        }
+                    })
+                    .await;
+                assert_eq!(response.status(), StatusCode::OK);
+                returned(site.layer.pool()).await;
+                assert_eq!(site.seen(["stray", "after"]).await, [false, goes_on]);
+                site.run("DELETE FROM item").await;
+            }
+        }
+        site.assert_whole().await;
     }
 }
 

@@ -10,6 +10,7 @@ use crate::support::{
     database::{Kind, TestDb, insert_item},
     pool::assert_whole,
     site::port_of,
+    statements::raw,
     wire::{Proxy, visits},
     world::{post, serve},
 };
@@ -64,6 +65,16 @@ impl Wire {
                 lock(&db).await;
             })
             .layer(layer),
+            Work::Raw => serve(async |db: DbSession| {
+                raw(&db, "SELECT 1").await;
+                read(&db).await;
+            })
+            .layer(layer),
+            Work::RawInTransaction => serve(async |tx: DbTx| {
+                raw(&tx, "SELECT 1").await;
+                read(&tx).await;
+            })
+            .layer(layer),
         };
         for _ in 0..3 {
             assert_eq!(post(&app, "/").await.status(), 200);
@@ -93,6 +104,9 @@ enum Work {
     InTransaction,
     /// Reads, and takes a lock for good.
     Lock,
+    /// Reads, and runs raw code.
+    Raw,
+    RawInTransaction,
 }
 
 async fn read<C: ConnectionTrait>(db: &C) {
@@ -149,6 +163,25 @@ async fn a_reset_costs_one_round_trip_and_only_if_something_changed() {
 }
 
 #[tokio::test]
+async fn raw_code_costs_a_round_trip_and_in_a_transaction_three() {
+    for reset in [Reset::RollbackOnly, Reset::SessionState] {
+        let wire = Wire::new(Kind::Postgres, 4, reset).await;
+        let layer = || DbSessionLayer::new(wire.pool.clone());
+        let case = format!("{reset:?}");
+        // The reset of `SessionState` is due as well.
+        let extra = u64::from(reset == Reset::SessionState);
+        // The code, what ends what it may have left, and the read.
+        wire.assert_per_request(layer(), Work::Raw, 3 + extra, &case)
+            .await;
+        // BEGIN, a savepoint, the code, its release, the read, COMMIT, and one
+        // behind it.
+        wire.assert_per_request(layer(), Work::RawInTransaction, 7, &case)
+            .await;
+        wire.assert_whole().await;
+    }
+}
+
+#[tokio::test]
 async fn settings_of_a_transaction_cost_no_reset() {
     for reset in [Reset::RollbackOnly, Reset::SessionState] {
         let wire = Wire::new(Kind::Postgres, 4, reset).await;
@@ -198,7 +231,7 @@ async fn after_raw_code_rollback_and_reset_go_together() {
     let pool = wire.pool.clone();
     for _ in 0..3 {
         let session = pool.session().await.unwrap();
-        crate::support::statements::raw(&session, "BEGIN; SET app.x = 'y'").await;
+        raw(&session, "BEGIN; SET app.x = 'y'").await;
         wire.proxy.reset_count();
         drop(session);
         returned(&pool).await;
