@@ -79,6 +79,7 @@ impl Error {
             // Before the table, which has the servers' answers only: this one
             // is of a server that gave none.
             error if server::is_unanswered(error) => Kind::ConnectionLost,
+            error if server::is_worker_gone(error) => Kind::ConnectionLost,
             error => Trouble::of(error)?.kind()?,
         };
         Some(kind.into())

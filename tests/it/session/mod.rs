@@ -4,6 +4,7 @@ mod current;
 mod hot_path;
 mod lost_connection;
 mod polling;
+mod sqlite_worker;
 mod stale_plan;
 mod stalled_statement;
 mod statements;
