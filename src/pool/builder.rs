@@ -67,8 +67,9 @@ impl SessionPoolBuilder {
 
     /// Sets how long giving a connection back may take before the connection is
     /// closed and its slot freed. It bounds each step on its own: finishing a
-    /// running statement, rolling back, sqlx's ping. Default: 5 s. For an
-    /// in-memory SQLite database the wait is unbounded, because the database
+    /// running statement, rolling back, sqlx's ping. Default: 5 s. A statement
+    /// in an SQLite file goes on behind that until it ends, with its locks. For
+    /// an in-memory SQLite database the wait is unbounded, because the database
     /// would die with its connection.
     pub fn release_timeout(mut self, timeout: Duration) -> Self {
         self.settings.release_timeout = timeout;
