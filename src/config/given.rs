@@ -133,6 +133,22 @@ impl<'p> Given<'p> {
         Ok(())
     }
 
+    /// Refuses limits that would end a database with its connection.
+    pub(super) fn check_limits(&self, settings: &Settings) -> Result<(), ConfigError> {
+        let names: &[&str] = if settings.idle_timeout.flatten().is_some() {
+            &["idle_timeout"]
+        } else if settings.max_lifetime.flatten().is_some() {
+            &["max_lifetime", "pool_recycle"]
+        } else {
+            return Ok(());
+        };
+        Err(ConfigError::new(
+            self.key(names),
+            "a database in memory with `cache=private` is gone when its connection is closed: write `never`, \
+             leave it out, or write `cache=shared` into the URL",
+        ))
+    }
+
     fn find(&self, name: &str) -> Option<&Setting> {
         self.settings.iter().find(|setting| setting.name == name)
     }

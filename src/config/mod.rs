@@ -83,8 +83,8 @@ macro_rules! set {
 /// | `max_connections` | `pool_size` + `max_overflow` | number | 10; SQLite: 1 | The limit. |
 /// | `acquire_timeout` | `pool_timeout` | time | 5 s (SQLAlchemy: 30 s) | How long a session waits for its connection. Also applies to the driver's pool, whose own default is 30 s. |
 /// | `connect_timeout` | | time | | The driver pool's acquire timeout, if `acquire_timeout` is not given. |
-/// | `idle_timeout` | | time, `never` | 10 min | After this time, an unused connection above `min_connections` is closed. |
-/// | `max_lifetime` | `pool_recycle` | time, `never` or `-1` | 30 min (SQLAlchemy: never) | The age at which an unused connection is closed. |
+/// | `idle_timeout` | | time, `never` | 10 min; never for SQLite in memory with `cache=private` | After this time, an unused connection above `min_connections` is closed. |
+/// | `max_lifetime` | `pool_recycle` | time, `never` or `-1` | 30 min (SQLAlchemy: never); never for SQLite in memory with `cache=private` | The age at which an unused connection is closed. |
 /// | `test_before_acquire` | `pool_pre_ping` | switch | true (SQLAlchemy: false) | Ping a connection of the driver's pool before it is used. A connection that goes straight from one session to the next is not pinged; see `direct_handoff` and `test_before_acquire_if_idle_for`. |
 /// | `connect_lazy` | | switch | false | Connect at the first session, as SQLAlchemy always does. |
 /// | `sqlx_logging` | `echo` | switch | true (SQLAlchemy: false) | Log statements under the target `sqlx::query`, without their values. |
@@ -133,6 +133,8 @@ macro_rules! set {
 /// - A value that cannot be parsed or is out of range, and two names of one setting that disagree.
 /// - `min_connections` above `max_connections`, and a `reserved_connections` that leaves no connection for
 ///   sessions.
+/// - An `idle_timeout` or a `max_lifetime` for SQLite in memory with `cache=private`: such a database is gone
+///   with its connection.
 /// - A URL for a driver that is not built in.
 /// - A URL parameter that sqlx does not read, or a parameter value that it does not accept: `ssl=true`
 ///   (`sslmode=require`), `schema=…` (`options[search_path]=…`), `serverTimezone=…`. sqlx itself ignores
@@ -245,6 +247,9 @@ impl PoolConfig {
             DatabaseUrl::parse(&url).map_err(|why| ConfigError::new(given.key(&["url"]), why))?;
         // Behind the URL, since SQLite's defaults are others.
         given.check(&settings, url.backend)?;
+        if url.is_of_one_connection() {
+            given.check_limits(&settings)?;
+        }
         Ok(Self {
             url,
             overflows,
@@ -400,6 +405,10 @@ impl PoolConfig {
 
     fn with_settings(&self, mut options: ConnectOptions) -> ConnectOptions {
         let settings = &self.settings;
+        if self.url.is_of_one_connection() {
+            // Closed by them, its connection would take the database along.
+            options.idle_timeout(None).max_lifetime(None);
+        }
         set! { &mut options, settings; max_connections min_connections connect_timeout acquire_timeout idle_timeout }
         set! { &mut options, settings; max_lifetime test_before_acquire connect_lazy statement_timeout }
         set! { &mut options, settings; sqlx_logging sqlx_logging_level }

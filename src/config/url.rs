@@ -1,12 +1,18 @@
 //! [`DatabaseUrl`]: a URL that shows no password.
 
+#[cfg(feature = "sqlx-sqlite")]
+use std::str::FromStr;
 use std::{borrow::Cow, fmt};
 
 use percent_encoding::percent_decode_str;
+#[cfg(feature = "sqlx-sqlite")]
+use sea_orm::sqlx::sqlite::SqliteConnectOptions;
 use sea_orm::{ConnectOptions, DbBackend};
 use url::{Url, form_urlencoded};
 
 use super::parameters;
+#[cfg(feature = "sqlx-sqlite")]
+use crate::pool::Memory;
 
 /// How many statements each connection of MySQL keeps prepared unless the URL
 /// says it: a text more than sqlx's own 100 costs the next statement 40 ms (see
@@ -109,6 +115,18 @@ impl DatabaseUrl {
             shown,
             backend,
         })
+    }
+
+    /// Returns whether each connection has a database in memory of its own,
+    /// which is gone with it.
+    pub(super) fn is_of_one_connection(&self) -> bool {
+        #[cfg(feature = "sqlx-sqlite")]
+        if self.backend == DbBackend::Sqlite
+            && let Ok(options) = SqliteConnectOptions::from_str(&self.whole)
+        {
+            return Memory::of(&options) == Some(Memory::Private);
+        }
+        false
     }
 
     /// SeaORM's options for this URL, password included: their `Debug` shows

@@ -145,9 +145,14 @@ impl PinnedConnection {
         if !is_lost && !server::is_commit_interrupted(error) {
             return output;
         }
-        // A database in memory would die with its connection, and has no
-        // network to lose (H22).
-        if !self.link.in_memory {
+        if server::is_worker_gone(error) {
+            // Even in memory: with its thread, the connection is dead. Lost and
+            // not broken, since nothing would ever answer sqlx's goodbye, and
+            // the place in its pool stayed taken.
+            self.link.lose();
+        } else if !self.link.in_memory {
+            // A database in memory would die with its connection, and has no
+            // network to lose (H22).
             self.give_up();
         }
         // Without it, the server has rolled back.
@@ -320,6 +325,8 @@ impl PinnedConnection {
         let mut output = self.perform(task).await;
         self.read_what_is_left(&mut output, false).await;
         let released = match &output {
+            // A dead thread would leave it without an answer.
+            Err(error) if server::is_worker_gone(error) => return output,
             Err(_) => self.link.undo_guard().await,
             Ok(_) => match self.link.release_guard().await {
                 // Raw code has passed over a statement that failed.

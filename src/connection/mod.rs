@@ -360,6 +360,12 @@ impl PinnedConnection {
 
 impl Drop for PinnedConnection {
     fn drop(&mut self) {
+        // SQLite's thread may be in the midst of a statement, behind which
+        // sqlx's goodbye waits for up to 5 s, and as long stays the place in
+        // its pool taken. The thread ends by itself, with its transaction.
+        // Shown by
+        // `a_statement_that_goes_on_in_sqlites_thread_keeps_no_slot`.
+        let is_at_work = self.link.backend == DbBackend::Sqlite && !self.is_clean();
         let driver = std::mem::replace(&mut self.link.driver, Driver::Gone);
         if matches!(driver, Driver::Gone) {
             return;
@@ -369,7 +375,7 @@ impl Drop for PinnedConnection {
         // sqlx's polite goodbye waits up to 5 s for a send buffer that nothing
         // empties any more, and the place in its pool stays taken for as long.
         // Shown by `an_upload_that_is_lost_half_way_frees_its_place_at_once`.
-        let end: fn(Driver) = if self.link.is_lost() {
+        let end: fn(Driver) = if self.link.is_lost() || is_at_work {
             Driver::abandon
         } else {
             Driver::close

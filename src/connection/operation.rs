@@ -8,11 +8,13 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use sea_orm::{DbErr, ExecResult, QueryResult, Statement, TransactionOptions, Value};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 
 #[cfg(feature = "stream")]
 use super::Rows;
-use super::{Chain, Demand, Driver, failure::Failure, link::Link, transaction::Transaction};
+use super::{
+    Chain, Demand, Driver, SILENCE, failure::Failure, link::Link, transaction::Transaction,
+};
 use crate::error::Kind;
 
 /// Up to how many bytes a value is counted.
@@ -115,7 +117,13 @@ impl Operation {
             Self::Rollback => transaction.rollback(link).await,
             Self::Ping => link.driver.ping().await,
             Self::Raw(code) => match code.take() {
-                Some(code) => code(&mut link.driver).await,
+                Some(code) => {
+                    code(&mut link.driver).await?;
+                    // What the code has read may be less than there is. What it
+                    // has left running is not waited for.
+                    let checked = timeout(SILENCE, link.driver.check_worker()).await;
+                    checked.unwrap_or(Ok(()))
+                }
                 None => Ok(()),
             },
             _ => Ok(()),

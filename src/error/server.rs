@@ -313,6 +313,18 @@ pub(crate) fn is_unanswered(error: &DbErr) -> bool {
     matches!(&**error, sqlx::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<Unanswered>()))
 }
 
+/// Returns whether the thread that runs a connection to SQLite has died.
+#[cfg(feature = "_sqlx")]
+pub(crate) fn is_worker_gone(error: &DbErr) -> bool {
+    let (DbErr::Conn(RuntimeErr::SqlxError(error))
+    | DbErr::Exec(RuntimeErr::SqlxError(error))
+    | DbErr::Query(RuntimeErr::SqlxError(error))) = error
+    else {
+        return false;
+    };
+    matches!(**error, sqlx::Error::WorkerCrashed)
+}
+
 #[derive(Debug)]
 #[cfg(feature = "_sqlx")]
 struct Unanswered;
@@ -334,6 +346,11 @@ pub(crate) fn unanswered() -> DbErr {
 
 #[cfg(not(feature = "_sqlx"))]
 pub(crate) fn is_unanswered(_: &DbErr) -> bool {
+    false
+}
+
+#[cfg(not(feature = "_sqlx"))]
+pub(crate) fn is_worker_gone(_: &DbErr) -> bool {
     false
 }
 

@@ -6,7 +6,7 @@ use sea_orm::DatabaseConnection;
 
 use super::{
     PoolMode, Reset, SessionPool,
-    driver_pool::DriverPool,
+    driver_pool::{DriverPool, Memory},
     inner::PoolInner,
     observer::{Observer, Observers},
     options::Settings,
@@ -67,8 +67,9 @@ impl SessionPoolBuilder {
 
     /// Sets how long giving a connection back may take before the connection is
     /// closed and its slot freed. It bounds each step on its own: finishing a
-    /// running statement, rolling back, sqlx's ping. Default: 5 s. For an
-    /// in-memory SQLite database the wait is unbounded, because the database
+    /// running statement, rolling back, sqlx's ping. Default: 5 s. A statement
+    /// in an SQLite file goes on behind that until it ends, with its locks. For
+    /// an in-memory SQLite database the wait is unbounded, because the database
     /// would die with its connection.
     pub fn release_timeout(mut self, timeout: Duration) -> Self {
         self.settings.release_timeout = timeout;
@@ -486,11 +487,27 @@ impl SessionPoolBuilder {
         let drivers = || driver.acquire_timeout().unwrap_or(default).min(default);
         // A value that the user has set stays as it is, also a longer one.
         settings.acquire_timeout = acquire_timeout.unwrap_or_else(drivers);
+        if test.is_none() {
+            warn_of_limits(&driver);
+        }
         Ok(PoolInner::new(database, driver, settings, observers, test))
     }
 
     pub(super) fn database(&self) -> &DatabaseConnection {
         &self.database
+    }
+}
+
+/// Warns of a database that its driver's pool will end. One that connections
+/// share is [kept](super::anchor::Anchor).
+fn warn_of_limits(driver: &DriverPool) {
+    let is_limited = driver.idle_timeout().is_some() || driver.max_lifetime().is_some();
+    if is_limited && driver.memory() == Some(Memory::Private) {
+        tracing::warn!(
+            target: "tower_sea_orm::pool",
+            "the database in memory belongs to one connection and is gone when the driver closes that for its idle_timeout or max_lifetime: \
+             connect with `ConnectOptions::idle_timeout(None).max_lifetime(None)`, or share it (`sqlite::memory:`)",
+        );
     }
 }
 

@@ -29,6 +29,7 @@ pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
         // Nothing more can be closed here: sqlx's goodbyes are tasks, and
         // without a runtime spawning one panics (H6).
         pool.driver.close_without_waiting();
+        pool.anchor.let_go();
         return cut;
     }
     let is_in_time = timeout(within, pool.closing.last_session()).await.is_ok();
@@ -36,6 +37,7 @@ pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
     pool.closing.shut();
     let cut = if is_in_time { 0 } else { cut_off(pool).await };
     close_driver(pool).await;
+    pool.anchor.let_go();
     cut
 }
 

@@ -64,6 +64,9 @@ async fn take_from_driver(
     runtime: &Handle,
 ) -> Result<Driver, DbErr> {
     let driver = &pool.driver;
+    // Before the connection: a pool that was built without a runtime has none
+    // that keeps its database.
+    pool.anchor.hold(driver).await;
     // Side by side: finding out the route takes a log-in of its own, and the
     // first request would wait for one after the other.
     let mut acquiring = pin!(join(driver.acquire(), pool.cancels.explore(runtime)));

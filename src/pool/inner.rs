@@ -11,6 +11,7 @@ use std::{
 use sea_orm::{DatabaseConnection, DbBackend};
 
 use super::{
+    anchor::Anchor,
     background::Background,
     cancel::CancelQueue,
     checked_out::{CheckedOut, Lease, Parts},
@@ -58,6 +59,8 @@ pub(crate) struct PoolInner {
     pub(super) probe: Probe,
     pub(super) eviction: Arc<Eviction>,
     pub(super) closing: Closing,
+    /// Keeps a database in memory.
+    pub(super) anchor: Anchor,
     pub(crate) observers: Observers,
     /// The statements that its sessions have run.
     pub(crate) known_texts: KnownTexts,
@@ -96,6 +99,12 @@ impl PoolInner {
             probe: Probe::default(),
             eviction: Eviction::new(driver.clone()),
             closing: Closing::default(),
+            // A test's database is the test's, and so is its connection.
+            anchor: if test.is_some() {
+                Anchor::none()
+            } else {
+                Anchor::of(&driver)
+            },
             known_texts: known_texts(&driver, database.get_database_backend()),
             cluster: Cluster::default(),
             test,

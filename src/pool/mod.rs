@@ -9,6 +9,7 @@
 
 mod acquire;
 mod admission;
+mod anchor;
 mod background;
 mod builder;
 mod call;
@@ -54,6 +55,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use sea_orm::DatabaseConnection;
 use tokio::runtime::Handle;
 
+#[cfg(all(feature = "config", feature = "sqlx-sqlite"))]
+pub(crate) use self::driver_pool::Memory;
 pub(crate) use self::{
     acquire::time_until,
     call::finish_abandoned,

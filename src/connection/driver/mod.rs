@@ -6,6 +6,10 @@
 mod backend_id;
 #[cfg(feature = "_sqlx")]
 mod results;
+mod worker;
+
+#[cfg(all(feature = "_sqlx", feature = "stream"))]
+use std::mem;
 
 #[cfg(feature = "_sqlx")]
 use futures_util::StreamExt;
@@ -26,8 +30,8 @@ pub(crate) use self::backend_id::{MYSQL_SERVER, PROCESSES};
 use self::results::breathe;
 #[cfg(feature = "_sqlx")]
 use self::results::{
-    connection_error, exec_error, is_single_row, may_stop_early, query, query_error, read,
-    unread_error,
+    LOOK, connection_error, exec_error, looks_first, may_fetch_one, may_stop_early, query,
+    query_error, read, unread_error,
 };
 use crate::error::Kind;
 
@@ -83,20 +87,42 @@ impl Driver {
         statement: &mut Statement,
         named: bool,
     ) -> Result<ExecResult, DbErr> {
-        dispatch!(self, DB, c => {
+        let done = dispatch!(self, DB, c => {
             // Not by sqlx's `execute`, which lets no other task run while a
             // long result comes
             // (<https://github.com/launchbadge/sqlx/issues/2834>).
+            let looks = looks_first::<DB>(&statement.sql);
             let results = (&mut **c).fetch_many(query::<DB>(statement, named));
-            read::<DB>(results, drop).await.map(ExecResult::from).map_err(exec_error)
-        }, gone => Err(lost()))
+            read::<DB>(results, looks, drop).await.map_err(exec_error)?.map(ExecResult::from)
+        }, gone => None);
+        match done {
+            Some(done) => Ok(done),
+            None => Box::pin(self.execute_nothing()).await,
+        }
     }
 
-    pub(crate) async fn execute_unprepared(&mut self, sql: String) -> Result<ExecResult, DbErr> {
-        dispatch!(self, DB, c => {
+    pub(crate) async fn execute_unprepared(
+        &mut self,
+        mut sql: String,
+    ) -> Result<ExecResult, DbErr> {
+        let done = dispatch!(self, DB, c => {
+            let looks = looks_first::<DB>(&sql);
+            if looks {
+                sql.insert_str(0, LOOK);
+            }
             let results = (&mut **c).fetch_many(AssertSqlSafe(sql));
-            read::<DB>(results, drop).await.map(ExecResult::from).map_err(exec_error)
-        }, gone => Err(lost()))
+            read::<DB>(results, looks, drop).await.map_err(exec_error)?.map(ExecResult::from)
+        }, gone => None);
+        match done {
+            Some(done) => Ok(done),
+            None => Box::pin(self.execute_nothing()).await,
+        }
+    }
+
+    /// The result of a text that seems to have no statement.
+    async fn execute_nothing(&mut self) -> Result<ExecResult, DbErr> {
+        self.check_worker().await?;
+        dispatch!(self, DB, _c => Ok(<DB as sqlx::Database>::QueryResult::default().into()), gone => Err(lost()))
     }
 
     /// Runs a text, and returns how many of its statements have succeeded, with
@@ -121,21 +147,29 @@ impl Driver {
         named: bool,
         reads_only: bool,
     ) -> Result<Option<QueryResult>, DbErr> {
-        dispatch!(self, DB, c => {
+        let (row, has_ended) = dispatch!(self, DB, c => {
             // An error behind the first row would be lost, and the write with
             // it, behind an `Ok` (G7). Shown by
             // `an_error_after_the_first_row_is_that_statements_error`.
-            let is_heard = is_single_row::<DB>(statement) || may_stop_early::<DB>(statement, reads_only);
+            let is_heard = may_fetch_one::<DB>(statement, reads_only);
+            let looks = looks_first::<DB>(&statement.sql);
             let query = query::<DB>(statement, named);
-            let row = if is_heard {
-                (&mut **c).fetch_optional(query).await
+            if is_heard {
+                let row = (&mut **c).fetch_optional(query).await.map_err(query_error)?;
+                // Of no row, sqlx does not say by what the result has ended.
+                (row.map(QueryResult::from), false)
             } else {
                 let mut first = None;
                 let results = (&mut **c).fetch_many(query);
-                read::<DB>(results, |row| _ = first.get_or_insert(row)).await.map(|_| first)
-            };
-            row.map(|row| row.map(QueryResult::from)).map_err(query_error)
-        }, gone => Err(lost()))
+                let read = read::<DB>(results, looks, |row| _ = first.get_or_insert(row)).await;
+                let has_ended = read.map_err(query_error)?.is_some();
+                (first.map(QueryResult::from), has_ended)
+            }
+        }, gone => (None, false));
+        if row.is_none() && !has_ended {
+            Box::pin(self.check_worker()).await?;
+        }
+        Ok(row)
     }
 
     pub(crate) async fn query_all(
@@ -143,12 +177,16 @@ impl Driver {
         statement: &mut Statement,
         named: bool,
     ) -> Result<Vec<QueryResult>, DbErr> {
-        dispatch!(self, DB, c => {
-            let mut rows = Vec::new();
+        let mut rows = Vec::new();
+        let done: Option<()> = dispatch!(self, DB, c => {
+            let looks = looks_first::<DB>(&statement.sql);
             let results = (&mut **c).fetch_many(query::<DB>(statement, named));
-            read::<DB>(results, |row| rows.push(row.into())).await.map_err(query_error)?;
-            Ok(rows)
-        }, gone => Err(lost()))
+            read::<DB>(results, looks, |row| rows.push(row.into())).await.map_err(query_error)?.map(drop)
+        }, gone => None);
+        if done.is_none() {
+            Box::pin(self.check_worker()).await?;
+        }
+        Ok(rows)
     }
 
     /// The first row of a text without values, in one round trip even if it was
@@ -177,22 +215,29 @@ impl Driver {
         named: bool,
         reads_only: bool,
     ) -> Result<(), DbErr> {
+        let mut has_ended = false;
         dispatch!(self, DB, c => {
             let may_stop = may_stop_early::<DB>(statement, reads_only);
+            let mut looks = looks_first::<DB>(&statement.sql);
             let mut results = (&mut **c).fetch_many(query::<DB>(statement, named));
             let mut steps = 0;
             while let Some(step) = results.next().await {
-                let Either::Right(row) = step.map_err(query_error)? else { continue };
+                let step = step.map_err(query_error)?;
+                has_ended = step.is_left() && !mem::take(&mut looks);
+                let Either::Right(row) = step else { continue };
                 if rows.is_gone() || !rows.send(row.into()).await {
                     if may_stop {
-                        break;
+                        return Ok(());
                     }
                     steps += 1;
                     breathe(steps).await;
                 }
             }
-            Ok(())
-        }, gone => Err(lost()))
+        }, gone => ());
+        if !has_ended {
+            Box::pin(self.check_worker()).await?;
+        }
+        Ok(())
     }
 
     /// Returns whether this connection is seen for the first time, as far as

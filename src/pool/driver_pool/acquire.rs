@@ -1,5 +1,7 @@
 //! Taking connections from the driver's pool, and beside it.
 
+use std::any::Any;
+
 use sea_orm::DbErr;
 #[cfg(feature = "_sqlx")]
 use sea_orm::{ConnAcquireErr, RuntimeErr, sqlx};
@@ -76,6 +78,21 @@ impl DriverPool {
                 )
             }
             Self::Direct(_) => Ok(Driver::Gone),
+        }
+    }
+
+    /// Opens a connection to an SQLite database beside the pool; `None` if
+    /// that fails.
+    pub(in crate::pool) async fn connect_beside(&self) -> Option<Box<dyn Any + Send>> {
+        match self {
+            #[cfg(feature = "sqlx-sqlite")]
+            Self::Sqlite { pool, .. } => {
+                use sqlx::ConnectOptions;
+                let connection = pool.connect_options().connect().await.ok()?;
+                Some(Box::new(connection))
+            }
+            #[allow(unreachable_patterns)]
+            _ => None,
         }
     }
 

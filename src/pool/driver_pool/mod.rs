@@ -1,6 +1,7 @@
 //! [`DriverPool`]: the pool underneath, of which the session pool is one user.
 
 mod acquire;
+mod memory;
 
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use futures_util::future::BoxFuture;
 use sea_orm::sqlx::{self, pool::PoolConnection};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseConnectionType};
 
+pub(crate) use self::memory::Memory;
 use crate::error::{Error, Kind};
 
 /// sqlx's pool, or what takes its place.
@@ -21,7 +23,8 @@ pub(crate) enum DriverPool {
     #[cfg(feature = "sqlx-sqlite")]
     Sqlite {
         pool: sqlx::SqlitePool,
-        in_memory: bool,
+        /// `None`: a file.
+        memory: Option<Memory>,
     },
     /// Nothing to pin: statements go to the `DatabaseConnection` itself.
     Direct(DatabaseConnection),
@@ -59,20 +62,12 @@ impl DriverPool {
             #[cfg(feature = "sqlx-sqlite")]
             DatabaseConnectionType::SqlxSqlitePoolConnection(_) => {
                 let pool = database.get_sqlite_connection_pool().clone();
-                let name = pool
-                    .connect_options()
-                    .get_filename()
-                    .to_string_lossy()
-                    .into_owned();
-                // Such a database lives in its connection, which sqlx closes
-                // for many reasons
+                // In memory, a database lives in its connections, which sqlx
+                // closes for many reasons
                 // (<https://github.com/launchbadge/sqlx/issues/1869>), and
-                // which must not be closed while it is in use. The first is the
-                // name that sqlx gives to one without a name.
-                let in_memory = ["sqlx-in-memory", ":memory:", "mode=memory"]
-                    .iter()
-                    .any(|mark| name.contains(mark));
-                Ok(Self::Sqlite { pool, in_memory })
+                // which must not be closed while they are in use.
+                let memory = Memory::of(&pool.connect_options());
+                Ok(Self::Sqlite { pool, memory })
             }
             #[cfg(feature = "mock")]
             DatabaseConnectionType::MockDatabaseConnection(_) => Ok(Self::Direct(database.clone())),
@@ -231,11 +226,15 @@ impl DriverPool {
     }
 
     pub(in crate::pool) fn is_in_memory(&self) -> bool {
+        self.memory().is_some()
+    }
+
+    pub(in crate::pool) fn memory(&self) -> Option<Memory> {
         match self {
             #[cfg(feature = "sqlx-sqlite")]
-            Self::Sqlite { in_memory, .. } => *in_memory,
+            Self::Sqlite { memory, .. } => *memory,
             #[allow(unreachable_patterns)]
-            _ => false,
+            _ => None,
         }
     }
 

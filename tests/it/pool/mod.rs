@@ -6,6 +6,7 @@ mod close;
 mod direct_handoff;
 mod driver_pool;
 mod hold_timeout;
+mod in_memory;
 mod observer;
 mod ping;
 mod prepared_statements;

@@ -92,6 +92,45 @@ async fn an_unwanted_result_is_abandoned_within_the_release_timeout() {
 }
 
 #[tokio::test]
+async fn a_statement_that_goes_on_in_sqlites_thread_keeps_no_slot() {
+    let test = TestDb::new(Kind::SqliteFile).await;
+    let db = test.connect(1).await;
+    let pool = pool_with(&db, |pool| pool.release_timeout(RELEASE));
+    let observer = test.observer().await.unwrap();
+    for inside in [false, true] {
+        let lock = observer.begin().await.unwrap();
+        insert_item(&lock, "first").await;
+        let session = pool.session().await.unwrap();
+        let waiting = async {
+            if inside {
+                let tx = session.begin().await.unwrap();
+                insert_item(&tx, "second").await;
+                tx.commit().await.unwrap();
+            } else {
+                insert_item(&*session, "second").await;
+            }
+        };
+        assert!(timeout(Duration::from_millis(200), waiting).await.is_err());
+        drop(session);
+        let dropped = Instant::now();
+        let next = pool.session().await.unwrap();
+        assert_eq!(count_items(&*next, "first").await, 0);
+        // sqlx would wait for 5 s.
+        assert!(dropped.elapsed() < Duration::from_secs(4), "{inside}");
+        lock.rollback().await.unwrap();
+        if !inside {
+            eventually("the write has run to its end", async || {
+                count_items(&*next, "second").await == 1
+            })
+            .await;
+            next.execute_unprepared("DELETE FROM item").await.unwrap();
+        }
+    }
+    drop(observer);
+    assert_whole(&test, &db, 1).await;
+}
+
+#[tokio::test]
 async fn h2_a_hung_server_does_not_keep_a_returning_connections_slot() {
     for server in [OwnServer::postgres(), OwnServer::mysql()] {
         let test = TestDb::on(&server).await;

@@ -7,6 +7,7 @@ mod imitated_loss;
 mod lost_connection;
 mod polling;
 mod raw_code;
+mod sqlite_worker;
 mod stale_plan;
 mod stalled_statement;
 mod statements;
