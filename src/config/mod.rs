@@ -4,7 +4,9 @@ mod env;
 mod error;
 mod file;
 mod given;
+mod mistake;
 mod parameters;
+mod scheme;
 mod settings;
 mod startup;
 #[cfg(test)]

@@ -10,7 +10,11 @@ use sea_orm::sqlx::sqlite::SqliteConnectOptions;
 use sea_orm::{ConnectOptions, DbBackend};
 use url::{Url, form_urlencoded};
 
-use super::parameters;
+use super::{
+    mistake::{has_stray_sign, ill_formed, misplaced},
+    parameters,
+    scheme::backend,
+};
 #[cfg(feature = "sqlx-sqlite")]
 use crate::pool::Memory;
 
@@ -74,7 +78,7 @@ impl DatabaseUrl {
         // Before anything is taken out of it: the parts of such a URL are not
         // where they seem to be.
         if let Some(why) = misplaced(&url) {
-            return Err(why.to_owned());
+            return Err(why);
         }
         // Before the password is taken out.
         let (shown, address) = (shown(&url), ipv6(&url));
@@ -195,44 +199,6 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-const SEVERAL_HOSTS: &str = "it names several hosts, and sqlx connects to one: write one host name that follows the primary";
-
-/// Returns what is wrong with a text that cannot be parsed.
-fn ill_formed(text: &str) -> &'static str {
-    // By hand, since it cannot be parsed: only the likeliest mistakes are
-    // looked for.
-    let authority = text.split_once("://").map_or("", |(_, rest)| rest);
-    let authority = &authority[..authority.find(['/', '?', '#']).unwrap_or(authority.len())];
-    let hosts = authority
-        .rsplit_once('@')
-        .map_or(authority, |(_, hosts)| hosts);
-    if hosts.contains(',') {
-        SEVERAL_HOSTS
-    } else if hosts.matches(':').count() > 1 && !hosts.contains('[') {
-        "an IPv6 address needs brackets in a URL: write `postgres://user:password@[::1]:5432/database`"
-    } else {
-        "not a URL: write `postgres://user:password@host/database`, with `/`, `?`, `#`, `@` and `%` in user and password \
-         as `%2F`, `%3F`, `%23`, `%40` and `%25`"
-    }
-}
-
-/// Returns what is wrong with the URL of a server.
-fn misplaced(url: &Url) -> Option<&'static str> {
-    // `postgres:user@host/shop` is a URL, with all of it for a path.
-    if url.cannot_be_a_base() {
-        Some("`//` is missing after the scheme: write `postgres://user:password@host/database`")
-    } else if has_stray_sign(url) {
-        Some(
-            "there is an `@` or `#` where none is allowed: write `/`, `?`, `#` and `@` in user, password, database and \
-             parameters as `%2F`, `%3F`, `%23` and `%40`",
-        )
-    } else {
-        // `url` takes `a,b` for one name. libpq would try them in turn.
-        let names_several = url.host_str().is_some_and(|host| host.contains(','));
-        names_several.then_some(SEVERAL_HOSTS)
-    }
-}
-
 /// Returns the host if it is an IPv6 address, without its brackets: sqlx 0.9.0
 /// keeps them, and looks for a host of that name
 /// (<https://github.com/SeaQL/sea-orm/issues/2579>).
@@ -261,55 +227,6 @@ fn decoded(name: &str, part: &str) -> Result<String, String> {
     decoded
         .map(Cow::into_owned)
         .map_err(|_| format!("its {name} is not UTF-8 once the `%` escapes are decoded"))
-}
-
-/// Schemes, with their drivers, and the features that build these in.
-#[rustfmt::skip]
-const SCHEMES: [(&str, DbBackend, &str, bool); 4] = [
-    ("postgres", DbBackend::Postgres, "sqlx-postgres", cfg!(feature = "sqlx-postgres")),
-    ("postgresql", DbBackend::Postgres, "sqlx-postgres", cfg!(feature = "sqlx-postgres")),
-    ("mysql", DbBackend::MySql, "sqlx-mysql", cfg!(feature = "sqlx-mysql")),
-    ("sqlite", DbBackend::Sqlite, "sqlx-sqlite", cfg!(feature = "sqlx-sqlite")),
-];
-
-/// Returns the driver for `scheme`, if it is built in.
-fn backend(scheme: &str) -> Result<DbBackend, String> {
-    // What follows a `+` names SQLAlchemy's driver.
-    let dialect = scheme.split('+').next().unwrap_or_default();
-    let right = if dialect == "mariadb" {
-        "mysql"
-    } else {
-        dialect
-    };
-    let known = SCHEMES.iter().find(|(scheme, ..)| *scheme == right);
-    Err(match known {
-        None => {
-            "not a supported database: write `postgres://…`, `mysql://…` or `sqlite://…`".to_owned()
-        }
-        Some(_) if dialect != scheme => {
-            format!("the part after `+` names a Python driver: write `{right}://…`")
-        }
-        Some(_) if dialect != right => {
-            format!("MariaDB's scheme is `{right}` here: write `{right}://…`")
-        }
-        // Known here, so that it is no "unknown scheme" of SeaORM's at the
-        // first connection.
-        Some((_, _, feature, false)) => {
-            format!("its driver is not built in: enable the feature `{feature}` of tower-sea-orm")
-        }
-        Some((_, backend, ..)) => return Ok(*backend),
-    })
-}
-
-/// Returns whether the URL has a sign that only a password can have brought
-/// there: an unescaped `/`, `?` or `#` in it ends the host early, and the `@`
-/// that should follow comes later.
-fn has_stray_sign(url: &Url) -> bool {
-    url.fragment().is_some()
-        // No database and no parameter has one as a rule, and one that has can
-        // escape it.
-        || url.path().contains('@')
-        || url.query().is_some_and(|query| query.contains('@'))
 }
 
 /// Returns whether the parameter is a password, or looks like one that another

@@ -169,6 +169,14 @@ impl CheckedOut {
         }
         Ok(())
     }
+
+    /// Returns whether the connection was dead and no other could be acquired
+    /// in its place: the call has done nothing.
+    // An exchange comes only where nothing of the call can have happened, or
+    // all that it does is to read.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.parts.connection.is_none()
+    }
 }
 
 impl Finished {

@@ -295,6 +295,10 @@ impl State {
             (Purpose::Commit, Err(error)) => {
                 self.stack.not_committed(error, self.phase.is_settling());
             }
+            // There is none to run anything on: nothing has run, or what has
+            // changes nothing (G20). Shown by
+            // `a_503_of_a_database_gone_before_the_first_statement_has_retry_after`.
+            (_, Err(_)) if connection.is_gone() => {}
             // Nothing was around it: it may be stored, although its answer is
             // lost.
             (Purpose::Work, _) if connection.is_broken() && before == 0 => {

@@ -172,6 +172,80 @@ fn a_url_that_cannot_be_is_refused_with_what_to_write() {
     }
 }
 
+/// It would be of no use in the scheme of another database.
+#[test]
+fn advice_is_in_the_urls_own_scheme() {
+    for (url, part) in [
+        ("mysql://app:12a#x@h/shop", "`mysql://user:password@host/"),
+        ("MySQL://app:a/x@h/shop", "`mysql://user:password@host/"),
+        (
+            "mariadb://app:a:b,c#x@h/shop",
+            "`mysql://user:password@host/",
+        ),
+        ("mysql+aiomysql://app@/shop", "`mysql://user:password@host/"),
+        (
+            "postgresql://app:a?x@h/shop",
+            "`postgresql://user:password@host/",
+        ),
+        ("mysql://::1/shop", "`mysql://user:password@[::1]:3306/"),
+        (
+            "postgresql://::1/shop",
+            "`postgresql://user:password@[::1]:5432/",
+        ),
+        ("mysql://h:99999/shop", "the last one is 65535"),
+        ("postgres://app:x@h:99999/shop", "the last one is 65535"),
+        ("mysql://app:123456#x@h/shop", "`%23`"),
+        ("sqlite://:memory:", "`sqlite::memory:`"),
+        ("sqlite://:memory:?cache=shared", "`sqlite::memory:`"),
+        ("sqlite://a b.db?mode=rwc", "`%20`"),
+        (r"sqlite://C:\shop.db", "`%3A`"),
+        (
+            "sqlite://file:m?mode=memory&cache=shared",
+            "`sqlite://name?mode=memory`",
+        ),
+        ("sqlite+aiosqlite://:memory:", "`sqlite::memory:`"),
+    ] {
+        let error = config(url).unwrap_err().to_string();
+        assert!(error.contains(part), "{url}: {error}");
+        let of_postgres = url.starts_with("postgres");
+        assert_eq!(
+            error.contains("postgres"),
+            of_postgres && error.contains("://"),
+            "{url}: {error}"
+        );
+    }
+    for (url, right, feature) in [
+        (
+            "mysql:h/shop",
+            "`mysql://user:password@host/",
+            cfg!(feature = "sqlx-mysql"),
+        ),
+        (
+            "postgresql:h/shop",
+            "`postgresql://user:password@host/",
+            cfg!(feature = "sqlx-postgres"),
+        ),
+    ] {
+        let error = config(url).unwrap_err().to_string();
+        assert!(!feature || error.contains(right), "{url}: {error}");
+    }
+}
+
+#[cfg(feature = "sqlx-sqlite")]
+#[test]
+fn the_sqlite_urls_that_are_advised_are_taken() {
+    for url in [
+        "sqlite::memory:",
+        "sqlite://name?mode=memory",
+        "sqlite://name?mode=memory&cache=shared",
+        "sqlite://directory/file.db",
+        "sqlite://a%20b.db?mode=rwc",
+        "sqlite://C%3A/shop.db",
+    ] {
+        assert!(config(url).is_ok(), "{url}");
+    }
+}
+
 #[test]
 fn a_driver_that_is_not_built_in_is_refused_with_its_feature() {
     for (url, feature, is_built_in) in [

@@ -22,7 +22,7 @@ use crate::support::{
     pool::assert_whole,
     requests::status,
     servers::OwnServer,
-    site::{BOUND, Site, call, is_mariadb, known, outcome, value},
+    site::{BOUND, Site, call, is_mariadb, known, outcome, retry_after, value},
     statements::{WAYS, Way, insert, lock, read, running, unlock},
     wait::eventually,
 };
@@ -266,6 +266,77 @@ async fn a_statement_that_may_have_run_is_not_run_again() {
         let app = Router::new().route("/", any(handler)).layer(layer);
         assert_eq!(call(app).await.status(), 500, "{kind:?}");
         assert_eq!(site.count("lost").await, 0, "{kind:?}");
+        site.assert_whole().await;
+    }
+}
+
+/// G10, G20: nothing of the request has run, so that its client may send it again.
+#[tokio::test]
+async fn a_503_of_a_database_gone_before_the_first_statement_has_retry_after() {
+    const READ: &str = "SELECT count(*) FROM item";
+    for kind in KINDS {
+        let (site, proxy) = Site::behind_a_proxy(kind).await;
+        let site = site.pooled(|pool| {
+            pool.direct_handoff(true)
+                .acquire_timeout(Duration::from_secs(2))
+                .test_before_acquire_if_idle_for(BOUND)
+        });
+        let write = insert("written");
+        // A write is preceded by a ping where its connection has rested for a second.
+        for (sql, rest) in [(READ, 2), (READ, 1100), (write.as_str(), 1100)] {
+            for is_lazy in [false, true] {
+                let case = format!("{kind:?}, {sql}, {rest} ms, lazy: {is_lazy}");
+                let sql = sql.to_owned();
+                let handler = async move |db: DbSession| status(read(&db, Way::All, &sql).await);
+                let layer = site.layer.clone().eager_if(move |_| !is_lazy);
+                let app = Router::new().route("/", any(handler)).layer(layer);
+                drop(site.layer.pool().session().await.unwrap());
+                tokio::time::sleep(Duration::from_millis(rest)).await;
+                proxy.refuse(true);
+                proxy.cut();
+                let answer = call(app).await;
+                proxy.refuse(false);
+                assert_eq!(answer.status(), 503, "{case}");
+                assert!(retry_after(&answer).is_some(), "{case}");
+                assert!(outcome(&answer).is_undone(), "{case}");
+            }
+        }
+        assert_eq!(site.count("written").await, 0, "{kind:?}");
+        let site = site.pooled(|pool| pool);
+        site.assert_whole().await;
+    }
+}
+
+/// G20: what it wrote would be written twice.
+#[tokio::test]
+async fn a_503_of_a_database_gone_after_a_write_has_no_retry_after() {
+    for kind in KINDS {
+        let (site, proxy) = Site::behind_a_proxy(kind).await;
+        let site = site.pooled(|pool| {
+            pool.direct_handoff(true)
+                .acquire_timeout(Duration::from_secs(2))
+                .test_before_acquire_if_idle_for(BOUND)
+        });
+        let proxy = Arc::new(proxy);
+        let cut = proxy.clone();
+        let handler = move |db: DbSession| {
+            let cut = cut.clone();
+            async move {
+                insert_item(&db, "written").await;
+                db.release().await.unwrap();
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                cut.refuse(true);
+                cut.cut();
+                status(read(&db, Way::All, "SELECT count(*) FROM item").await)
+            }
+        };
+        let answer = site.call(handler).await;
+        proxy.refuse(false);
+        assert_eq!(answer.status(), 503, "{kind:?}");
+        assert_eq!(retry_after(&answer), None, "{kind:?}");
+        assert!(!outcome(&answer).is_undone(), "{kind:?}");
+        assert_eq!(site.count("written").await, 1, "{kind:?}");
+        let site = site.pooled(|pool| pool);
         site.assert_whole().await;
     }
 }

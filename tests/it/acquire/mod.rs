@@ -9,6 +9,7 @@ mod max_pending;
 mod on_acquire;
 mod overload;
 mod pool_mode;
+mod pool_mode_beside_others;
 mod pool_mode_refusals;
 mod second_session;
 mod waiters;

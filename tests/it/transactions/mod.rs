@@ -22,6 +22,7 @@ mod round_trips;
 mod schemas;
 mod second_try;
 mod settings;
+mod time_outs;
 mod transaction_layer;
 mod unfinished;
 mod unknown_outcome;
