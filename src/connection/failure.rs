@@ -20,6 +20,23 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// The failure of a stream at this `depth`, behind what has failed `before`.
+    pub(super) fn unheard(before: Option<Self>, depth: usize) -> Self {
+        match before {
+            // To have heard of one says nothing of the other
+            // (`a_later_failure_that_was_read_does_not_hide_an_unread_one`).
+            Some(Self::Unheard { depth, .. }) => Self::Unheard {
+                depth,
+                is_only: false,
+            },
+            Some(failure) => failure,
+            None => Self::Unheard {
+                depth,
+                is_only: true,
+            },
+        }
+    }
+
     /// What a failed call did to the transaction around it, of this `depth`. A
     /// COMMIT that failed has ended it, or it is about to be rolled back.
     pub(super) fn of(link: &Link, error: &DbErr, depth: usize, commits: bool) -> Option<Self> {

@@ -56,7 +56,6 @@ use self::{
     session_state::SessionState,
     transaction::Transaction,
 };
-use crate::position::Position;
 
 /// One checked-out driver connection.
 pub(crate) struct PinnedConnection {
@@ -64,7 +63,7 @@ pub(crate) struct PinnedConnection {
     /// The runtime whose I/O driver serves the connection; `Drop` may run
     /// outside it.
     runtime: Handle,
-    transaction: Transaction,
+    pub(crate) transaction: Transaction,
     session_state: SessionState,
     refusal: Refusal,
     timeline: Timeline,
@@ -171,28 +170,6 @@ impl PinnedConnection {
         // One that was begun for the session already would show nothing.
         self.link.is_doubted = self.link.is_autocommit_proven && self.chain().is_none();
         self.link.is_doubted
-    }
-
-    /// Returns whether the open transaction has failed.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.transaction.has_failed()
-    }
-
-    /// The reader of the stream that has failed knows it now.
-    #[cfg(feature = "stream")]
-    pub(crate) fn was_heard(&mut self) {
-        self.transaction.was_heard();
-    }
-
-    /// Returns the position that a COMMIT has made since this was last asked.
-    pub(crate) fn take_position(&mut self) -> Option<Position> {
-        self.transaction.take_position()
-    }
-
-    /// Returns whether a transaction was ended behind the session's back since
-    /// this was last asked.
-    pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
-        self.transaction.take_ended_elsewhere()
     }
 
     /// What is known of whether its server is the primary.

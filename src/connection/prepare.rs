@@ -1,5 +1,5 @@
-//! All that comes before the operation of a call: rollbacks, set-ups, and the
-//! session's own BEGIN.
+//! All that comes before the operation of a call: rollbacks, set-ups, the
+//! session's own BEGIN, and statements that are prepared anew.
 
 use sea_orm::{DbErr, Statement};
 
@@ -7,7 +7,7 @@ use super::{
     PinnedConnection,
     cancel::Peer,
     link::Around,
-    operation::Operation,
+    operation::{Operation, Output},
     primary::Refusal,
     settings::Settings,
     task::{Begin, Task},
@@ -260,5 +260,41 @@ impl PinnedConnection {
             any_doubtful |= text.is_doubtful();
         }
         Ok(any_doubtful)
+    }
+
+    /// After the task's statement found its plan stale: has all statements
+    /// prepared anew, and runs this one, since nothing of it has run.
+    pub(super) async fn prepare_anew(
+        &mut self,
+        error: DbErr,
+        task: &mut Task,
+    ) -> Result<Output, DbErr> {
+        // Even where it is not run again: otherwise it would fail for as long
+        // as the connection lives. Shown by
+        // `a_stale_plan_in_a_transaction_costs_one_request`.
+        self.link.driver.forget_statements().await?;
+        let (operation, may_be_stale) = (task.operation.as_ref(), self.link.may_be_stale());
+        let again = operation.filter(|_| may_be_stale && server::has_not_run(&error));
+        let Some(mut again) = again.and_then(Operation::copy_of_prepared) else {
+            return Err(error);
+        };
+        tracing::debug!(target: "tower_sea_orm::session", "a prepared statement was stale and is run again: {error}");
+        let (link, transaction) = (&mut self.link, &mut self.transaction);
+        let output = again.perform(link, transaction, task.text.reads_only).await;
+        if output.as_ref().is_err_and(server::is_stale) && !self.link.in_memory {
+            // More than this statement is stale on this connection.
+            self.session_state.give_up();
+        }
+        output
+    }
+
+    /// Behind DDL, has the connection prepare all statements anew. In a
+    /// transaction of PostgreSQL, the next one that no longer fits its tables
+    /// would abort it, and in each further attempt as well (G20); on SQLite,
+    /// rows would be lost with a panic of sqlx's. Shown by
+    /// `a_request_may_change_the_tables_that_it_reads`.
+    pub(super) async fn forget_outdated(&mut self) -> Result<(), DbErr> {
+        self.transaction.note_outdated();
+        self.link.driver.forget_statements().await
     }
 }

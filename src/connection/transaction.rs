@@ -24,7 +24,7 @@ const CHECK_CONSTRAINTS: &str = "SAVEPOINT tower_sea_orm_check; SET CONSTRAINTS 
 /// The state of the session's open transactions, beyond the driver's count of
 /// them.
 #[derive(Default)]
-pub(super) struct Transaction {
+pub(crate) struct Transaction {
     failure: Option<Failure>,
     /// A transaction was ended by something else than the session, which does
     /// not know it yet.
@@ -59,7 +59,7 @@ enum Access {
 }
 
 impl Transaction {
-    pub(super) fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.failure.is_some()
     }
 
@@ -80,13 +80,13 @@ impl Transaction {
     }
 
     /// Returns the position that a COMMIT has made since this was last asked.
-    pub(super) fn take_position(&mut self) -> Option<Position> {
+    pub(crate) fn take_position(&mut self) -> Option<Position> {
         self.position.take()
     }
 
     /// Returns whether a transaction was ended behind the session's back since
     /// this was last asked.
-    pub(super) fn take_ended_elsewhere(&mut self) -> bool {
+    pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
         std::mem::take(&mut self.ended_elsewhere)
     }
 
@@ -127,16 +127,7 @@ impl Transaction {
 
     /// Notes that a stream has failed, whose reader may not be there to see it.
     pub(super) fn note_unheard(&mut self, depth: usize) {
-        match &mut self.failure {
-            // To have heard of one says nothing of the other
-            // (`a_later_failure_that_was_read_does_not_hide_an_unread_one`).
-            Some(Failure::Unheard { is_only, .. }) => *is_only = false,
-            Some(Failure::Aborted(_) | Failure::Ended(_)) => {}
-            None => {
-                let is_only = true;
-                self.failure = Some(Failure::Unheard { depth, is_only });
-            }
-        }
+        self.failure = Some(Failure::unheard(self.failure, depth));
     }
 
     /// DDL has run, on PostgreSQL or SQLite.
@@ -151,7 +142,7 @@ impl Transaction {
 
     /// The reader of the stream that has failed knows it now.
     #[cfg(feature = "stream")]
-    pub(super) fn was_heard(&mut self) {
+    pub(crate) fn was_heard(&mut self) {
         self.failure = self
             .failure
             .filter(|failure| !matches!(failure, Failure::Unheard { is_only: true, .. }));

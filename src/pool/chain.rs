@@ -111,7 +111,7 @@ pub(super) fn pass_on(mut left: CheckedOut) -> Option<CheckedOut> {
             return Some(left);
         };
         // Before it is given: from then on it may be the next session's.
-        left.leave();
+        left.parts.leave();
         left.parts.returns += 1;
         left = PoolInner::give(waiter, left)?;
     }

@@ -3,7 +3,7 @@
 use std::{
     mem,
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use futures_util::future::BoxFuture;
@@ -147,7 +147,7 @@ impl CheckedOut {
         self.parts
     }
 
-    pub(super) fn pool(&self) -> &Arc<PoolInner> {
+    pub(crate) fn pool(&self) -> &Arc<PoolInner> {
         &self.pool
     }
 
@@ -196,11 +196,6 @@ impl CheckedOut {
         }
     }
 
-    /// Notes that no session holds it any more.
-    pub(super) fn leave(&mut self) {
-        self.parts.leave();
-    }
-
     /// Says until when its session may wait for another connection.
     pub(crate) fn set_deadline(&mut self, deadline: Option<Instant>) {
         self.parts.deadline = deadline;
@@ -221,7 +216,7 @@ impl CheckedOut {
 
     /// Returns the position that a COMMIT has made since this was last asked.
     pub(crate) fn take_position(&mut self) -> Option<Position> {
-        self.ask(PinnedConnection::take_position)
+        self.ask(|connection| connection.transaction.take_position())
     }
 
     /// Returns for how long the server has heard nothing on it, if no statement
@@ -257,19 +252,19 @@ impl CheckedOut {
 
     /// Returns whether the open transaction has failed.
     pub(crate) fn has_failed(&self) -> bool {
-        self.is(PinnedConnection::has_failed)
+        self.is(|connection| connection.transaction.has_failed())
     }
 
     /// Notes that the reader of the stream that has failed knows it now.
     #[cfg(feature = "stream")]
     pub(crate) fn was_heard(&mut self) {
-        self.ask(PinnedConnection::was_heard);
+        self.ask(|connection| connection.transaction.was_heard());
     }
 
     /// Returns whether a transaction was ended behind the session's back since
     /// this was last asked.
     pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
-        self.ask(PinnedConnection::take_ended_elsewhere)
+        self.ask(|connection| connection.transaction.take_ended_elsewhere())
     }
 
     /// Returns whether its server has refused a write, and may have another one
@@ -316,12 +311,6 @@ impl CheckedOut {
     pub(crate) fn runtime(&self) -> &Handle {
         &self.parts.runtime
     }
-
-    /// Returns how long a call that has lost its caller may still run before
-    /// the connection is closed.
-    pub(crate) fn release_bound(&self) -> Option<Duration> {
-        self.pool().release_bound()
-    }
 }
 
 impl Parts {
@@ -344,7 +333,8 @@ impl Parts {
         }
     }
 
-    fn leave(&mut self) {
+    /// Notes that no session holds it any more.
+    pub(super) fn leave(&mut self) {
         if let (Some(key), Some(slot)) = (self.holder.take(), &self.slot) {
             slot.pool().note_return(key);
         }

@@ -238,7 +238,7 @@ impl PoolInner {
     ///
     /// `None`, without a bound, where closing it would destroy an in-memory
     /// database.
-    pub(super) fn release_bound(&self) -> Option<Duration> {
+    pub(crate) fn release_bound(&self) -> Option<Duration> {
         (!self.is_in_memory()).then_some(self.settings.release_timeout)
     }
 

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use sea_orm::DbErr;
+
 use super::ledger::Status;
 use crate::{
     error::Error,
@@ -74,6 +76,27 @@ impl Pressure {
             // Not calm for a second yet: a service where every other request
             // fails would log both lines in turn.
             None => self.is_on.store(true, Ordering::SeqCst),
+        }
+    }
+}
+
+/// Why a connection is not clean.
+pub(super) enum Unclean {
+    /// The server did not answer in time.
+    InTime,
+    Failed(DbErr),
+}
+
+impl Unclean {
+    /// Logs why the connection is closed, with the number of lines left out.
+    pub(super) fn log(&self, suppressed: u64) {
+        match self {
+            Self::InTime => {
+                tracing::warn!(target: "tower_sea_orm::session", suppressed, "closed a connection that could not be rolled back or reset within the release timeout");
+            }
+            Self::Failed(error) => {
+                tracing::warn!(target: "tower_sea_orm::session", suppressed, "closed a connection that could not be rolled back or reset: {error}");
+            }
         }
     }
 }

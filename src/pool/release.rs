@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sea_orm::DbErr;
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{
@@ -17,7 +16,7 @@ use super::{
     holder::{Holder, Key},
     inner::PoolInner,
     ledger::Use,
-    log::log_session,
+    log::{Unclean, log_session},
     plain_share::AgeVisit,
     reaper::Reaper,
     slot::SlotGuard,
@@ -26,13 +25,6 @@ use crate::{
     connection::{PinnedConnection, SILENCE},
     error::Kind,
 };
-
-/// Why a connection is not clean.
-pub(super) enum Unclean {
-    /// The server did not answer in time.
-    InTime,
-    Failed(DbErr),
-}
 
 impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after
@@ -87,7 +79,7 @@ impl CheckedOut {
     }
 
     pub(super) async fn clean(&mut self) -> Result<(), Unclean> {
-        let bound = self.release_bound();
+        let bound = self.pool.release_bound();
         let Some(connection) = &mut self.parts.connection else {
             return Err(Unclean::Failed(Kind::ConnectionLost.into_db_err()));
         };
@@ -111,14 +103,7 @@ impl CheckedOut {
         let Some(suppressed) = self.pool().lines.next_line("not cleaned", 1) else {
             return;
         };
-        match why {
-            Unclean::InTime => {
-                tracing::warn!(target: "tower_sea_orm::session", suppressed, "closed a connection that could not be rolled back or reset within the release timeout");
-            }
-            Unclean::Failed(error) => {
-                tracing::warn!(target: "tower_sea_orm::session", suppressed, "closed a connection that could not be rolled back or reset: {error}");
-            }
-        }
+        why.log(suppressed);
     }
 
     /// Puts it back, or closes it if the session has changed state on it that
@@ -143,7 +128,7 @@ impl CheckedOut {
             return;
         }
         // Before it is placed: from then on it may be the next session's.
-        self.leave();
+        self.parts.leave();
         if let Some(left) = pool.place(self) {
             left.return_to_driver();
         }

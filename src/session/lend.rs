@@ -16,7 +16,10 @@ use super::{
     stack::Caller,
     state::State,
 };
-use crate::pool::{self, CheckedOut, PoolMode};
+use crate::{
+    pool::{self, CheckedOut, PoolMode},
+    sql::Earlier,
+};
 
 /// Lends the session's connection to what waits for one, now or later. To be
 /// called when the session's request waits for something else.
@@ -163,5 +166,26 @@ impl Drop for SessionPin {
 impl fmt::Debug for SessionPin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SessionPin").finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Returns whether the session's connection stays with it after a statement
+    /// of `caller`.
+    pub(super) fn is_kept(&self, caller: Caller) -> bool {
+        self.pool_mode == PoolMode::Session || self.is_inside(caller) || self.pins.is_any()
+    }
+
+    /// Returns whether something of the session, a transaction or session
+    /// state, is on its connection.
+    pub(super) fn is_on_connection(&self) -> bool {
+        self.pins.is_any() || self.stack.depth() > 0
+    }
+
+    /// Returns whether an earlier statement that is asked about has run on the
+    /// connection that the session still has.
+    pub(super) fn knows(&self, asks: Earlier) -> bool {
+        let is_inside = self.stack.depth() > 0;
+        self.pool_mode == PoolMode::Session || self.pins.know(asks, self.last_id(), is_inside)
     }
 }

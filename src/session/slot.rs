@@ -159,7 +159,7 @@ impl Running {
             future: None,
             waker: None,
             runtime: connection.runtime().clone(),
-            release_timeout: connection.release_bound(),
+            release_timeout: connection.pool().release_bound(),
             cancel: None,
             cancel_handle: None,
             reader: operation.reader(),

@@ -20,7 +20,6 @@ use crate::{
     connection::{Begin, Operation, Output},
     error::{Error, Kind},
     pool::{CheckedOut, PoolMode},
-    sql::Earlier,
     telemetry::SessionSpan,
 };
 
@@ -252,25 +251,6 @@ impl State {
         if !time.is_zero() {
             self.waits.add(time);
         }
-    }
-
-    /// Returns whether the session's connection stays with it after a statement
-    /// of `caller`.
-    pub(super) fn is_kept(&self, caller: Caller) -> bool {
-        self.pool_mode == PoolMode::Session || self.is_inside(caller) || self.pins.is_any()
-    }
-
-    /// Returns whether something of the session, a transaction or session
-    /// state, is on its connection.
-    pub(super) fn is_on_connection(&self) -> bool {
-        self.pins.is_any() || self.stack.depth() > 0
-    }
-
-    /// Returns whether an earlier statement that is asked about has run on the
-    /// connection that the session still has.
-    pub(super) fn knows(&self, asks: Earlier) -> bool {
-        let is_inside = self.stack.depth() > 0;
-        self.pool_mode == PoolMode::Session || self.pins.know(asks, self.last_id, is_inside)
     }
 
     /// Returns the output of the call `id`, if it was kept.
