@@ -19,7 +19,8 @@ pub(super) struct Anchor(Arc<Mutex<State>>);
 
 enum State {
     Due,
-    Held(Box<dyn Any + Send>),
+    /// Closed when it is dropped, for which no runtime is needed.
+    Held(#[allow(dead_code, reason = "nothing runs on it")] Box<dyn Any + Send>),
     /// There is nothing to keep, or no more.
     Over,
 }
@@ -82,7 +83,7 @@ async fn open(state: &Mutex<State>, driver: &DriverPool) {
             mem::swap(&mut *state, &mut opened);
         }
     }
-    // One too many is closed here, without a runtime's help.
+    // One too many is closed here.
     drop(opened);
 }
 

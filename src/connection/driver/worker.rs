@@ -12,6 +12,7 @@ impl Driver {
     /// Returns an error if SQLite's thread has died, of which a result without
     /// an end may be the only sign: a text with no statement in it has none
     /// either (`g7_a_driver_thread_that_dies_is_an_error_of_its_statement`).
+    #[cfg_attr(not(feature = "sqlx-sqlite"), allow(clippy::unused_async))]
     pub(crate) async fn check_worker(&mut self) -> Result<(), DbErr> {
         match self {
             #[cfg(feature = "sqlx-sqlite")]

@@ -83,6 +83,7 @@ impl DriverPool {
 
     /// Opens a connection to an SQLite database beside the pool; `None` if
     /// that fails.
+    #[cfg_attr(not(feature = "sqlx-sqlite"), allow(clippy::unused_async))]
     pub(in crate::pool) async fn connect_beside(&self) -> Option<Box<dyn Any + Send>> {
         match self {
             #[cfg(feature = "sqlx-sqlite")]

@@ -51,9 +51,10 @@ async fn tables(options: &SqliteConnectOptions) -> i64 {
 async fn a_database_in_memory_outlives_all_connections_of_the_driver() {
     for url in [
         "sqlite::memory:",
-        "sqlite://file:shared_thing?mode=memory&cache=shared",
+        "sqlite:file:thing?mode=memory&cache=shared",
     ] {
         for has_runtime in [true, false] {
+            let url = &url.replace("thing", &format!("thing_{has_runtime}"));
             let db = connect(url).await;
             let pool = if has_runtime {
                 build(db.clone())
@@ -108,7 +109,7 @@ async fn a_database_in_memory_is_gone_with_its_pool() {
 
 const PRIVATE: [&str; 2] = [
     "sqlite::memory:?cache=private",
-    "sqlite://file:own?mode=memory&cache=private",
+    "sqlite:file:own?mode=memory&cache=private",
 ];
 
 #[tokio::test]
