@@ -298,9 +298,9 @@ impl Error {
 
     /// Returns whether a write was refused because the server or the
     /// transaction is read-only: a replica, a former primary after a fail-over,
-    /// a Galera node without a quorum, or a transaction that was begun READ
-    /// ONLY. With `replicas` (a feature), a former primary that still takes
-    /// writes is refused as well.
+    /// a Galera node without a quorum, an SQLite file that the process may not
+    /// write, or a transaction that was begun READ ONLY. With `replicas` (a
+    /// feature), a former primary that still takes writes is refused as well.
     pub fn is_read_only(&self) -> bool {
         matches!(self.kind, Kind::ReadOnly | Kind::FormerPrimary)
     }

@@ -5,7 +5,6 @@ use std::{fmt, future::poll_fn, pin::pin};
 use sea_orm::{DbBackend, TransactionError, TransactionOptions};
 
 use super::{
-    core::Core,
     db_session::DbSession,
     guard::SessionGuard,
     lend,
@@ -47,7 +46,8 @@ impl SessionPool {
     #[cfg(feature = "testing")]
     pub(crate) async fn own_session(&self) -> Result<PoolSession, Error> {
         let session = self.session().await?;
-        let holder: std::sync::Weak<Core> = std::sync::Arc::downgrade(&session.guard.core);
+        let holder: std::sync::Weak<super::core::Core> =
+            std::sync::Arc::downgrade(&session.guard.core);
         if let Some(test) = self.inner().test() {
             test.note_own(holder);
         }

@@ -17,12 +17,12 @@ use axum::{
 use futures_util::StreamExt;
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbErr, Statement, TransactionTrait};
-use tower_sea_orm::{DbSession, Error, SessionPool};
+use tower_sea_orm::{DbSession, Error, PoolMode, Reset, SessionPool};
 
 use crate::{
     log::Log,
     support::{
-        database::{Kind, TestDb, count_items, insert_item},
+        database::{Kind, TestDb, count_items, insert_item, try_insert_item, unique_name},
         pool::session_layer,
         requests::status,
         servers::OwnServer,
@@ -450,6 +450,55 @@ async fn a_write_in_a_read_only_transaction_closes_no_connection() {
         }
         site.assert_whole().await;
     }
+}
+
+/// G13: without a reset it stays, for one write of another request.
+#[tokio::test]
+async fn a_session_made_read_only_refuses_one_later_write_or_none_with_a_reset() {
+    let sets = [
+        (
+            Kind::Postgres,
+            "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+        ),
+        (Kind::MySql, "SET SESSION TRANSACTION READ ONLY"),
+    ];
+    for (kind, set) in sets {
+        for (reset, refused) in [(Reset::RollbackOnly, 1), (Reset::SessionState, 0)] {
+            let (site, _proxy) = Site::queued(kind).await;
+            let site = site.pooled(|pool| pool.reset(reset).pool_mode(PoolMode::Session));
+            let set_up = site
+                .call(async move |db: DbSession| status(db.execute_unprepared(set).await))
+                .await;
+            assert_eq!(set_up.status(), 200, "{kind:?}");
+            let mut statuses = Vec::new();
+            for _ in 0..3 {
+                let write =
+                    async |db: DbSession| status(try_insert_item(&db, &unique_name()).await);
+                statuses.push(site.call(write).await.status().as_u16());
+            }
+            let mut expected = vec![200; 3];
+            expected[..refused].fill(500);
+            assert_eq!(statuses, expected, "{kind:?}, {reset:?}");
+            site.assert_whole().await;
+        }
+    }
+}
+
+/// SQLite has no other server that would take the write.
+#[tokio::test]
+async fn a_write_to_a_read_only_file_keeps_the_handlers_own_500() {
+    let site = Site::new(Kind::SqliteFile).await;
+    let (path, _) = site.test.url().split_once('?').unwrap();
+    let db = Database::connect(format!("{path}?mode=ro")).await.unwrap();
+    let write = async |db: DbSession| status(db.execute_unprepared(WRITE).await);
+    for layer in [session_layer(db.clone()), session_layer(db).transaction()] {
+        let answer = call(Router::new().route("/", any(write)).layer(layer)).await;
+        assert_eq!(
+            (answer.status(), retry_after(&answer)),
+            (StatusCode::INTERNAL_SERVER_ERROR, None)
+        );
+    }
+    site.assert_whole().await;
 }
 
 /// A database that refuses writes on the connections of before, as a server does that another one has taken over
