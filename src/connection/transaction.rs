@@ -135,11 +135,6 @@ impl Transaction {
         self.has_outdated = true;
     }
 
-    /// PostgreSQL has aborted the transaction of this depth.
-    pub(super) fn note_aborted(&mut self, depth: usize) {
-        self.failure.get_or_insert(Failure::Aborted(depth));
-    }
-
     /// The reader of the stream that has failed knows it now.
     #[cfg(feature = "stream")]
     pub(crate) fn was_heard(&mut self) {
@@ -344,7 +339,8 @@ impl Transaction {
         // same one. Shown by
         // `h8_an_error_that_raw_code_swallows_is_no_commit_on_postgres`.
         } else if server::is_aborted(&error) {
-            self.note_aborted(depth);
+            // PostgreSQL has aborted it.
+            self.failure.get_or_insert(Failure::Aborted(depth));
             return true;
         }
         false

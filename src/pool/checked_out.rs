@@ -6,7 +6,6 @@ use std::{
     time::Instant,
 };
 
-use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
@@ -30,8 +29,11 @@ pub(crate) trait WayOut: Send + Sync {
     /// Leads a session to the other pool, because of an error of the
     /// transaction's BEGIN, and acquires a connection there. From here on, the
     /// session is one of that pool's. It waits until the `deadline` at most.
-    fn take(&self, error: &DbErr, deadline: Option<Instant>)
-    -> BoxFuture<'_, Result<Lease, Error>>;
+    fn take(
+        &self,
+        error: &DbErr,
+        deadline: Option<Instant>,
+    ) -> futures_util::future::BoxFuture<'_, Result<Lease, Error>>;
 }
 
 /// The other pool, and what its connection is registered for.
