@@ -14,6 +14,10 @@ pub(super) enum Failure {
     Aborted(usize),
     /// A stream of the transaction of this depth has failed, and its reader
     /// does not know it. If no other one has, all is well when the reader does.
+    #[cfg_attr(
+        not(feature = "stream"),
+        allow(dead_code, reason = "only a stream's reader asks")
+    )]
     Unheard { depth: usize, is_only: bool },
     /// All of it is gone from the server: what followed would commit by itself.
     Ended(Kind),

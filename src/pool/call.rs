@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::{
     cancel::{self, Late},
-    checked_out::{CheckedOut, Finished},
+    checked_out::CheckedOut,
     inner::PoolInner,
     lost_statements::lose_if_forgotten,
     waiters::Claim,
@@ -177,6 +177,12 @@ impl CheckedOut {
     pub(crate) fn is_gone(&self) -> bool {
         self.parts.connection.is_none()
     }
+}
+
+/// A call's end: the connection comes back with the result.
+pub(crate) struct Finished {
+    pub(crate) connection: CheckedOut,
+    pub(crate) output: Result<Output, DbErr>,
 }
 
 impl Finished {

@@ -6,6 +6,7 @@ use std::{
     time::Instant,
 };
 
+use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
@@ -16,7 +17,7 @@ use super::{
     slot::SlotGuard,
 };
 use crate::{
-    connection::{CancelHandle, Output, PinnedConnection, Rest},
+    connection::{CancelHandle, PinnedConnection, Rest},
     error::Error,
     position::Position,
     sql::Redacted,
@@ -29,11 +30,8 @@ pub(crate) trait WayOut: Send + Sync {
     /// Leads a session to the other pool, because of an error of the
     /// transaction's BEGIN, and acquires a connection there. From here on, the
     /// session is one of that pool's. It waits until the `deadline` at most.
-    fn take(
-        &self,
-        error: &DbErr,
-        deadline: Option<Instant>,
-    ) -> futures_util::future::BoxFuture<'_, Result<Lease, Error>>;
+    fn take(&self, error: &DbErr, deadline: Option<Instant>)
+    -> BoxFuture<'_, Result<Lease, Error>>;
 }
 
 /// The other pool, and what its connection is registered for.
@@ -79,12 +77,6 @@ pub(super) struct Parts {
     pub(super) deadline: Option<Instant>,
     /// `None` while it is idle.
     slot: Option<SlotGuard>,
-}
-
-/// A call's end: the connection comes back with the result.
-pub(crate) struct Finished {
-    pub(crate) connection: CheckedOut,
-    pub(crate) output: Result<Output, DbErr>,
 }
 
 /// A connection on its way to a session; dropped before it arrives, it goes

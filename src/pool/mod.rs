@@ -59,9 +59,9 @@ use tokio::runtime::Handle;
 pub(crate) use self::driver_pool::Memory;
 pub(crate) use self::{
     acquire::time_until,
-    call::finish_abandoned,
+    call::{Finished, finish_abandoned},
     chain::next_chain,
-    checked_out::{CheckedOut, Elsewhere, Finished, Lease, WayOut},
+    checked_out::{CheckedOut, Elsewhere, Lease, WayOut},
     closing::CountedSession,
     deadlock::{break_deadlock, expect_second},
     driver_pool::DriverPool,

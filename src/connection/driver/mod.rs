@@ -122,22 +122,6 @@ impl Driver {
         dispatch!(self, DB, _c => Ok(<DB as sqlx::Database>::QueryResult::default().into()), gone => Err(lost()))
     }
 
-    /// Runs a text, and returns how many of its statements have succeeded, with
-    /// the error of the one behind them.
-    pub(crate) async fn count_answers(&mut self, sql: String) -> (usize, Result<(), DbErr>) {
-        dispatch!(self, DB, c => {
-            let mut answers = (&mut **c).fetch_many(AssertSqlSafe(sql));
-            let mut count = 0;
-            while let Some(answer) = answers.next().await {
-                match answer {
-                    Ok(answer) => count += usize::from(answer.is_left()),
-                    Err(error) => return (count, Err(query_error(error))),
-                }
-            }
-            (count, Ok(()))
-        }, gone => (0, Err(lost())))
-    }
-
     pub(crate) async fn query_one(
         &mut self,
         statement: &mut Statement,

@@ -23,6 +23,22 @@ type Transactions<DB> = <DB as sqlx::Database>::TransactionManager;
     allow(unused_variables, unused_mut, reason = "nothing but `Gone` is left")
 )]
 impl Driver {
+    /// Runs a text, and returns how many of its statements have succeeded, with
+    /// the error of the one behind them.
+    pub(crate) async fn count_answers(&mut self, sql: String) -> (usize, Result<(), DbErr>) {
+        dispatch!(self, DB, c => {
+            let mut answers = (&mut **c).fetch_many(AssertSqlSafe(sql));
+            let mut count = 0;
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(answer) => count += usize::from(answer.is_left()),
+                    Err(error) => return (count, Err(query_error(error))),
+                }
+            }
+            (count, Ok(()))
+        }, gone => (0, Err(lost())))
+    }
+
     /// Opens a transaction with `statement` (`BEGIN` if none), or a savepoint
     /// inside one.
     pub(crate) async fn begin(&mut self, statement: Option<String>) -> Result<(), DbErr> {
