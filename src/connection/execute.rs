@@ -3,7 +3,7 @@
 
 use std::pin::pin;
 
-use sea_orm::{DbBackend, DbErr};
+use sea_orm::{DbBackend, DbErr, RuntimeErr};
 
 use super::{
     PinnedConnection,
@@ -71,7 +71,7 @@ impl PinnedConnection {
         if output.is_err() {
             // Where a step before the operation has failed, its answer is not
             // read to the end yet.
-            self.read_what_is_left(&mut output, false).await;
+            self.read_what_is_left(&mut output, false, false).await;
         }
         self.conclude(is_doubtful, stoppable);
         // At once where it can be, so that the next request goes to the new
@@ -141,7 +141,10 @@ impl PinnedConnection {
         let Err(error) = &output else { return output };
         // Also where it did not outlive its answer: what comes in between may
         // have given that, and not the server.
-        let is_lost = self.is_broken() || server::is_fatal(error);
+        // Not where the crate itself has refused it, which closes the
+        // connection to a former primary.
+        let is_the_drivers = !matches!(error, DbErr::Conn(RuntimeErr::Internal(_)));
+        let is_lost = self.is_broken() && is_the_drivers || server::is_fatal(error);
         if !is_lost && !server::is_commit_interrupted(error) {
             return output;
         }
@@ -265,18 +268,20 @@ impl PinnedConnection {
         // Moved, and not bound as `mut` where it arrives: the future of every
         // call would have room for it.
         let mut output = output;
-        self.read_what_is_left(&mut output, commits).await;
-        if task.text.outdates && output.is_ok() {
-            // Boxed: DDL is rare, and all calls would have room for it.
-            Box::pin(self.forget_outdated()).await?;
-        }
+        self.read_what_is_left(&mut output, commits, task.text.outdates)
+            .await;
         output
     }
 
     /// Reads what the server has still to say of a call. An error in it is the
     /// call's own, unless that was a COMMIT: one that was acknowledged stays
     /// true.
-    async fn read_what_is_left(&mut self, output: &mut Result<Output, DbErr>, commits: bool) {
+    async fn read_what_is_left(
+        &mut self,
+        output: &mut Result<Output, DbErr>,
+        commits: bool,
+        outdates: bool,
+    ) {
         if self.is_broken() || output.as_ref().is_err_and(server::is_fatal) {
             return;
         }
@@ -285,6 +290,13 @@ impl PinnedConnection {
         // take for its answer. Shown by
         // `h23_every_request_gets_its_own_result`.
         let error = match self.link.driver.drain().await {
+            Ok(None) if outdates && output.is_ok() => {
+                // Boxed: DDL is rare, and all calls would have room for it.
+                match Box::pin(self.forget_outdated()).await {
+                    Ok(()) => return,
+                    Err(error) => error,
+                }
+            }
             Ok(None) => return,
             Ok(Some(error)) => {
                 // PostgreSQL has aborted the transaction by it, whatever came
@@ -313,7 +325,7 @@ impl PinnedConnection {
         // `a_failed_statement_spoils_neither_the_session_nor_the_test`.
         self.link.set_guard().await?;
         let mut output = self.perform(task).await;
-        self.read_what_is_left(&mut output, false).await;
+        self.read_what_is_left(&mut output, false, false).await;
         let released = match &output {
             // A dead thread would leave it without an answer.
             Err(error) if server::is_worker_gone(error) => return output,
@@ -342,21 +354,11 @@ impl PinnedConnection {
             Ok(output) => return Ok(output),
             Err(error) => error,
         };
-        if server::is_stale(&error) {
-            return Box::pin(self.prepare_anew(error, task)).await;
-        }
-        if is_text && server::may_be_raised(&error) {
-            return Err(Box::pin(self.unless_lost(error)).await);
+        if server::is_stale(&error) || is_text && server::may_be_raised(&error) {
+            // One call for both: with two, the error would have room of its own
+            // in the future of every call.
+            return Box::pin(self.look_into(error, task)).await;
         }
         Err(error)
-    }
-
-    /// After an error with the code of a connection's end, which a stored
-    /// program may have raised: whether the connection answers decides.
-    async fn unless_lost(&mut self, error: DbErr) -> DbErr {
-        match self.is_alive().await {
-            true => server::raised(error),
-            false => error,
-        }
     }
 }

@@ -274,11 +274,14 @@ impl PinnedConnection {
         }
         // Awaited here and not left to sqlx's `Drop`, which spawns a task: the
         // slot is free when this has ended (H12).
-        self.link.driver.return_to_pool().await;
-        // The empty shell is left. With `min_connections`, sqlx spawns a task
-        // even when that is dropped (H28). Shown by
+        //
+        // Taken out before: where this is dropped half-way, an empty shell is
+        // left, which must not be closed once more. With `min_connections`,
+        // sqlx spawns a task even when that is dropped (H28). Shown by
         // `h28_a_pool_with_min_connections_may_be_dropped_without_a_runtime`.
-        drop(std::mem::replace(&mut self.link.driver, Driver::Gone));
+        let mut driver = std::mem::replace(&mut self.link.driver, Driver::Gone);
+        driver.return_to_pool().await;
+        drop(driver);
     }
 
     /// Returns whether a call that was dropped half-way leaves the connection

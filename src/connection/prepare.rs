@@ -199,7 +199,12 @@ impl PinnedConnection {
     }
 
     async fn roll_back_to(&mut self, depth: usize) -> Result<(), DbErr> {
-        self.transaction.roll_back_to(&mut self.link, depth).await
+        if self.link.depth() <= depth {
+            return Ok(());
+        }
+        // Boxed: few calls have something to roll back, and each would have
+        // room for it.
+        Box::pin(self.transaction.roll_back_to(&mut self.link, depth)).await
     }
 
     async fn begin_once(&mut self, begin: &Begin) -> Result<bool, DbErr> {
@@ -264,11 +269,7 @@ impl PinnedConnection {
 
     /// After the task's statement found its plan stale: has all statements
     /// prepared anew, and runs this one, since nothing of it has run.
-    pub(super) async fn prepare_anew(
-        &mut self,
-        error: DbErr,
-        task: &mut Task,
-    ) -> Result<Output, DbErr> {
+    async fn prepare_anew(&mut self, error: DbErr, task: &mut Task) -> Result<Output, DbErr> {
         // Even where it is not run again: otherwise it would fail for as long
         // as the connection lives. Shown by
         // `a_stale_plan_in_a_transaction_costs_one_request`.
@@ -296,5 +297,27 @@ impl PinnedConnection {
     pub(super) async fn forget_outdated(&mut self) -> Result<(), DbErr> {
         self.transaction.note_outdated();
         self.link.driver.forget_statements().await
+    }
+
+    /// After an error that may not be what it looks like.
+    pub(super) async fn look_into(
+        &mut self,
+        error: DbErr,
+        task: &mut Task,
+    ) -> Result<Output, DbErr> {
+        if server::is_stale(&error) {
+            self.prepare_anew(error, task).await
+        } else {
+            Err(self.unless_lost(error).await)
+        }
+    }
+
+    /// After an error with the code of a connection's end, which a stored
+    /// program may have raised: whether the connection answers decides.
+    async fn unless_lost(&mut self, error: DbErr) -> DbErr {
+        match self.is_alive().await {
+            true => server::raised(error),
+            false => error,
+        }
     }
 }
