@@ -322,7 +322,10 @@ async fn a_read_that_goes_on_to_a_busy_primary_takes_no_second_session() {
     let mut busy = Vec::new();
     for _ in 0..4 {
         let session = cluster.pool.session().await.unwrap();
-        busy.push((session.pin(), session));
+        let pin = session.pin();
+        // A session that lends has its connection from its first statement on.
+        session.execute_unprepared("SELECT 1").await.unwrap();
+        busy.push((pin, session));
     }
     let read = async {
         let read = Request::get("/count/waits");
@@ -364,7 +367,10 @@ async fn a_read_waits_for_the_primary_no_longer_than_its_deadline() {
     let mut busy = Vec::new();
     for _ in 0..4 {
         let session = cluster.pool.session().await.unwrap();
-        busy.push((session.pin(), session));
+        let pin = session.pin();
+        // A session that lends has its connection from its first statement on.
+        session.execute_unprepared("SELECT 1").await.unwrap();
+        busy.push((pin, session));
     }
     let began = Instant::now();
     let read = Request::get("/").header("grpc-timeout", "200m");

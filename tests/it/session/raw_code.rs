@@ -19,7 +19,7 @@ use crate::{
     support::{
         database::{Kind, TestDb, insert_item},
         pool::returned,
-        site::{Site, outcome, value},
+        site::{BOUND, Site, outcome, value},
         wait::eventually,
     },
 };
@@ -217,15 +217,41 @@ async fn a_copy_that_breaks_off_in_autocommit_closes_its_connection() {
                 returned(site.layer.pool()).await;
                 // With `None`, nothing is sent that could show it.
                 let expected = usize::from(goes_on || reset != Reset::None);
-                eventually("the line is written", async || {
-                    log.count("out of step") == expected
-                })
-                .await;
+                eventually(&case, async || log.count("out of step") == expected).await;
                 assert_eq!(log.count("release timeout"), 0, "{case}: {:?}", log.loud());
                 assert_in_step(&site).await;
                 assert_eq!(site.count("before").await, 1, "{case}");
                 site.assert_whole().await;
             }
+        }
+    }
+}
+
+/// Where connections go from session to session, no ping of the driver's pool comes in between.
+#[tokio::test]
+async fn g4_a_copy_that_breaks_off_reaches_no_other_request() {
+    for reset in RESETS {
+        for way in WAYS {
+            let site = Site::new(Kind::Postgres).await.pooled(|pool| {
+                pool.reset(reset)
+                    .direct_handoff(true)
+                    .test_before_acquire_if_idle_for(BOUND)
+            });
+            let response = site
+                .call(async move |db: DbSession| {
+                    break_off(&db, way).await.unwrap_err();
+                    StatusCode::BAD_REQUEST
+                })
+                .await;
+            assert_eq!(
+                response.status(),
+                StatusCode::BAD_REQUEST,
+                "{reset:?} {way:?}"
+            );
+            returned(site.layer.pool()).await;
+            assert_in_step(&site).await;
+            let site = site.pooled(|pool| pool);
+            site.assert_whole().await;
         }
     }
 }
