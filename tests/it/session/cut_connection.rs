@@ -44,6 +44,8 @@ async fn a_statement_that_finds_its_connection_cut_says_so() {
             let wire = proxy.clone();
             let response = site
                 .call(async move |db: DbSession| {
+                    // A session that lends would use another connection.
+                    let _pin = db.pin();
                     read(&db, way, "SELECT 1").await.unwrap();
                     cut(&wire).await;
                     let case = format!("{kind:?} {way:?}");

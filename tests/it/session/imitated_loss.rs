@@ -93,6 +93,8 @@ async fn an_imitated_loss_of_the_connection_is_the_statements_own_error() {
         for code in codes(kind) {
             for sql in raising(kind, code) {
                 let session = site.layer.pool().session().await.unwrap();
+                // A session that lends might have another connection afterwards.
+                let _pin = session.pin();
                 let before = process(&*session).await;
                 let error = session.execute_unprepared(&sql).await.unwrap_err();
                 assert_is_the_statements_own(&error, &sql);

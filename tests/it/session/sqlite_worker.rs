@@ -215,7 +215,9 @@ async fn kind_of_loss(site: &Site, deadly: &Deadly, way: &'static str, in_tx: bo
         if in_tx {
             db.tx();
         }
-        // A session's first read would find another connection.
+        // A session's first read would find another connection, and so would
+        // any of one that lends.
+        let _pin = db.pin();
         run(&db, "execute").await.unwrap();
         deadly.0.store(true, Ordering::SeqCst);
         let error = run(&db, way).await.expect_err(way);

@@ -8,7 +8,9 @@ use sea_orm::{
 };
 
 use tokio::time::timeout;
-use tower_sea_orm::{DbSessionLayer, PoolMode, PoolSession, SessionPool, SessionPoolBuilder};
+use tower_sea_orm::{
+    DbSessionLayer, PoolMode, PoolSession, Reset, SessionPool, SessionPoolBuilder,
+};
 
 use super::{
     database::{Kind, TestDb, count_items, try_insert_item, unique_name},
@@ -241,4 +243,16 @@ pub async fn assert_nothing_left(test: &TestDb) {
         let db = test.connect(3).await;
         assert_whole(test, &db, 3).await;
     }
+}
+
+/// The resets that a pool may have in this run: sessions that lend cannot have the last one.
+pub fn resets() -> impl Iterator<Item = Reset> {
+    let all = [
+        Reset::None,
+        Reset::RollbackOnly,
+        Reset::SessionState,
+        Reset::SessionStateAlways,
+    ];
+    all.into_iter()
+        .filter(|reset| !lends() || *reset != Reset::SessionStateAlways)
 }

@@ -24,19 +24,12 @@ use crate::{
     log::{Log, keep_interest},
     support::{
         database::{Kind, insert_item},
-        pool::returned,
+        pool::{resets, returned},
         site::{DEFERRING, Site, call, is_mariadb, known, outcome, violate},
         statements::raw,
         wait::eventually,
     },
 };
-
-/// All ways to clean a connection that raw code has had.
-const RESETS: [Reset; 3] = [
-    Reset::RollbackOnly,
-    Reset::SessionState,
-    Reset::SessionStateAlways,
-];
 
 #[tokio::test]
 async fn the_error_line_of_an_aborted_transaction_names_its_first_failure() {
@@ -321,7 +314,7 @@ async fn a_refused_commit_makes_the_driver_log_no_warning() {
 #[tokio::test]
 async fn after_raw_code_the_driver_logs_no_warning() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
-        for reset in RESETS {
+        for reset in resets().filter(|reset| *reset != Reset::None) {
             let site = Site::new(kind).await.pooled(|pool| pool.reset(reset));
             let (log, _guard) = DriverLog::start();
             for transactional in [false, true] {
@@ -349,7 +342,7 @@ async fn after_raw_code_the_driver_logs_no_warning() {
 #[tokio::test]
 async fn after_a_failed_on_begin_the_driver_logs_no_warning() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
-        for reset in RESETS {
+        for reset in resets().filter(|reset| *reset != Reset::None) {
             let site = Site::new(kind)
                 .await
                 .pooled(|pool| pool.reset(reset))
@@ -376,7 +369,7 @@ async fn after_a_failed_on_begin_the_driver_logs_no_warning() {
 
 #[tokio::test]
 async fn what_raw_code_left_open_is_rolled_back_in_every_state() {
-    for reset in RESETS {
+    for reset in resets().filter(|reset| *reset != Reset::None) {
         let site = Site::new(Kind::Postgres)
             .await
             .pooled(|pool| pool.reset(reset));
